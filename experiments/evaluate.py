@@ -1,0 +1,111 @@
+"""Trained networks → accuracy at every density, masks compared, statistics of weights. Never trains."""
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from experiments.train import NETS, Batches
+from powerprop import masks
+from powerprop.reparam import Tree, is_weight, leaf_name
+
+IMAGES_AT_ONCE = 1000
+
+
+class Evaluation(NamedTuple):
+  """Of one network (leading axes are added by mapping); S scopes, D densities, L weight leaves."""
+  kept: jax.Array               # int32 [S, D]: weights kept
+  overlap: jax.Array            # [S, D]: share of weights on which the masks of θ0 and of θ agree
+  validation: jax.Array         # [S, D]: accuracy
+  test: jax.Array               # [S, D]: accuracy
+  statistics: dict[str, jax.Array]
+
+
+def layer_counts(theta: Tree, densities: Sequence[float], output_layer: str, output_factor: float) -> list[Tree]:
+  """For each density p a tree of counts: int(p n) of a hidden layer's n weights, int(min(1, factor p) n) of the output
+  layer's, None for leaves that are never pruned. The rule of the paper's released notebook."""
+  def count(path, x, p):
+    name = leaf_name(path)
+    if not is_weight(name, x):
+      return None
+    share = min(1.0, output_factor * p) if name == output_layer else p
+    return int(share * x.size)
+  names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(theta)]
+  if output_layer not in names:
+    raise ValueError(f'no leaf is called {output_layer!r}; there are {names}.')
+  return [jax.tree_util.tree_map_with_path(lambda path, x, p=p: count(path, x, p), theta) for p in densities]
+
+
+def accuracy(net: hk.Transformed, theta: Tree, data: Batches) -> jax.Array:
+  """Share of images that the network puts into their class."""
+  def right(example):
+    image, label = example
+    return jnp.argmax(net.apply(theta, image[None].astype(jnp.float32) / 255)[0]) == label
+  n = data.labels.size
+  return jnp.sum(jax.lax.map(right, (data.images, data.labels), batch_size=min(n, IMAGES_AT_ONCE))) / n
+
+
+def _select(theta: Tree, counts: Tree, scope: str) -> Tree:
+  """Exact masks of the largest |θ|: by layer, or of the same total over all layers together."""
+  if scope == 'layer':
+    return masks.layerwise(theta, counts)
+  chosen = jax.tree.map(lambda k, x: None if k is None else x, counts, theta, is_leaf=lambda k: k is None)
+  return masks.top_k_global(chosen, sum(jax.tree.leaves(counts)))
+
+
+def evaluate_net(net: hk.Transformed, scopes: Sequence[str], theta0: Tree, theta: Tree, counts: Tree,
+                 figure_counts: Tree, validation: Batches, test: Batches) -> Evaluation:
+  """All densities of one network. `counts`: a tree of int32 [D]; the masks are found one density after another, so that the
+  search for a threshold stays one branch, the accuracies of all densities at once."""
+  def one_scope(scope):
+    def at_density(k):
+      before, after = _select(theta0, k, scope), _select(theta, k, scope)
+      return after, masks.overlap(before, after)
+    kept, overlap = jax.lax.map(at_density, counts)
+    total = sum(jnp.sum(m, axis=tuple(range(1, m.ndim)), dtype=jnp.int32) for m in jax.tree.leaves(kept))
+    pruned = jax.vmap(masks.apply, in_axes=(0, None))(kept, theta)
+    scores = [jax.vmap(lambda w, d=data: accuracy(net, w, d))(pruned) for data in (validation, test)]
+    return total, overlap, *scores
+
+  columns = [jnp.stack(column) for column in zip(*map(one_scope, scopes), strict=True)]
+  return Evaluation(*columns, weight_statistics(theta0, theta, figure_counts))
+
+
+def weight_statistics(theta0: Tree, theta: Tree, counts: Tree) -> dict[str, jax.Array]:
+  """Plain measures of what figures 1c and 1d show: sign flips, heavy tails, and from where the survivors come."""
+  survivors = _select(theta, counts, 'layer')
+  chosen = jax.tree.map(lambda m: m is not None, survivors, is_leaf=lambda m: m is None)
+  pick = lambda tree: jax.tree.map(lambda on, x: x if on else None, chosen, tree)
+  before, after = pick(theta0), pick(theta)
+  half = _select(theta0, jax.tree.map(lambda x: x.size - x.size // 2, before), 'layer')
+  from_small = jax.tree.map(lambda s, h: jnp.sum(s & ~h), pick(survivors), half)
+  kept = sum(jnp.sum(m) for m in jax.tree.leaves(survivors))
+  return {
+      'sign_flips': masks.sign_flips(before, after),
+      'survivor_sign_flips': masks.sign_flips(before, after, pick(survivors)),
+      'kurtosis': masks.kurtosis(after),
+      'survivors_from_smaller_half': sum(jax.tree.leaves(from_small)) / kept,
+  }
+
+
+def make_evaluate(net: hk.Transformed, scopes: Sequence[str], mesh: Mesh) -> Callable[..., Evaluation]:
+  """The program (theta0, theta, counts, figure_counts, validation, test) → `Evaluation` with leading axis [K]."""
+  def nets(theta0, theta, *rest):
+    return jax.lax.map(lambda pair: evaluate_net(net, scopes, *pair, *rest), (theta0, theta))
+  mapped, whole = PartitionSpec(NETS), PartitionSpec()
+  return jax.jit(jax.shard_map(nets, mesh=mesh, in_specs=(mapped, mapped, whole, whole, whole, whole), out_specs=mapped,
+                               check_vma=False))
+
+
+def sample_weights(theta0: Tree, theta: Tree, survivors: Tree, n: int, seed: int = 0) -> dict[str, np.ndarray]:
+  """At most `n` weights of a network, drawn without replacement: initial and final value, and whether it survived."""
+  chosen = [m is not None for m in jax.tree.leaves(survivors, is_leaf=lambda m: m is None)]
+  def flat(tree: Any) -> np.ndarray:
+    leaves = jax.tree.leaves(tree, is_leaf=lambda m: m is None)
+    return np.concatenate([np.asarray(x).reshape(-1) for x, on in zip(leaves, chosen, strict=True) if on])
+  initial, final, kept = flat(theta0), flat(theta), flat(survivors)
+  pick = np.random.default_rng(seed).choice(initial.size, min(n, initial.size), replace=False)
+  return {'initial': initial[pick], 'final': final[pick], 'kept': kept[pick]}
