@@ -1,0 +1,1 @@
+"""What a run needs: data, models, training, evaluation, report. Imports powerprop, never the reverse."""
