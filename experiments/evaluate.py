@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from experiments.train import NETS, Batches
-from powerprop import masks
+from experiments.train import NETS, Batches, each
+from powerprop import masks, statistics
 from powerprop.reparam import Tree, is_weight, leaf_name
 
 IMAGES_AT_ONCE = 1000
@@ -19,8 +19,8 @@ class Evaluation(NamedTuple):
   """Of one network (leading axes are added by mapping); S scopes, D densities, L weight leaves."""
   kept: jax.Array               # int32 [S, D]: weights kept
   overlap: jax.Array            # [S, D]: share of weights on which the masks of θ0 and of θ agree
-  validation: jax.Array         # [S, D]: accuracy
-  test: jax.Array               # [S, D]: accuracy
+  validation: jax.Array         # int32 [S, D]: images put into their class
+  test: jax.Array               # int32 [S, D]
   statistics: dict[str, jax.Array]
 
 
@@ -39,16 +39,15 @@ def layer_counts(theta: Tree, densities: Sequence[float], output_layer: str, out
   return [jax.tree_util.tree_map_with_path(lambda path, x, p=p: count(path, x, p), theta) for p in densities]
 
 
-def accuracy(net: hk.Transformed, theta: Tree, data: Batches) -> jax.Array:
-  """Share of images that the network puts into their class."""
+def hits(net: hk.Transformed, theta: Tree, data: Batches) -> jax.Array:
+  """How many images the network puts into their class: int32, exact."""
   def right(example):
     image, label = example
     return jnp.argmax(net.apply(theta, image[None].astype(jnp.float32) / 255)[0]) == label
-  n = data.labels.size
-  return jnp.sum(jax.lax.map(right, (data.images, data.labels), batch_size=min(n, IMAGES_AT_ONCE))) / n
+  return jnp.sum(jax.lax.map(right, (data.images, data.labels), batch_size=min(data.labels.size, IMAGES_AT_ONCE)))
 
 
-def _select(theta: Tree, counts: Tree, scope: str) -> Tree:
+def select(theta: Tree, counts: Tree, scope: str) -> Tree:
   """Exact masks of the largest |θ|: by layer, or of the same total over all layers together."""
   if scope == 'layer':
     return masks.layerwise(theta, counts)
@@ -62,12 +61,12 @@ def evaluate_net(net: hk.Transformed, scopes: Sequence[str], theta0: Tree, theta
   search for a threshold stays one branch, the accuracies of all densities at once."""
   def one_scope(scope):
     def at_density(k):
-      before, after = _select(theta0, k, scope), _select(theta, k, scope)
+      before, after = select(theta0, k, scope), select(theta, k, scope)
       return after, masks.overlap(before, after)
     kept, overlap = jax.lax.map(at_density, counts)
     total = sum(jnp.sum(m, axis=tuple(range(1, m.ndim)), dtype=jnp.int32) for m in jax.tree.leaves(kept))
     pruned = jax.vmap(masks.apply, in_axes=(0, None))(kept, theta)
-    scores = [jax.vmap(lambda w, d=data: accuracy(net, w, d))(pruned) for data in (validation, test)]
+    scores = [jax.vmap(lambda w, d=data: hits(net, w, d))(pruned) for data in (validation, test)]
     return total, overlap, *scores
 
   columns = [jnp.stack(column) for column in zip(*map(one_scope, scopes), strict=True)]
@@ -76,28 +75,28 @@ def evaluate_net(net: hk.Transformed, scopes: Sequence[str], theta0: Tree, theta
 
 def weight_statistics(theta0: Tree, theta: Tree, counts: Tree) -> dict[str, jax.Array]:
   """Plain measures of what figures 1c and 1d show: sign flips, heavy tails, and from where the survivors come."""
-  survivors = _select(theta, counts, 'layer')
+  survivors = select(theta, counts, 'layer')
   chosen = jax.tree.map(lambda m: m is not None, survivors, is_leaf=lambda m: m is None)
   pick = lambda tree: jax.tree.map(lambda on, x: x if on else None, chosen, tree)
   before, after = pick(theta0), pick(theta)
-  half = _select(theta0, jax.tree.map(lambda x: x.size - x.size // 2, before), 'layer')
+  half = select(theta0, jax.tree.map(lambda x: x.size - x.size // 2, before), 'layer')
   from_small = jax.tree.map(lambda s, h: jnp.sum(s & ~h), pick(survivors), half)
   kept = sum(jnp.sum(m) for m in jax.tree.leaves(survivors))
   return {
-      'sign_flips': masks.sign_flips(before, after),
-      'survivor_sign_flips': masks.sign_flips(before, after, pick(survivors)),
-      'kurtosis': masks.kurtosis(after),
+      'sign_flips': statistics.sign_flips(before, after),
+      'survivor_sign_flips': statistics.sign_flips(before, after, pick(survivors)),
+      'kurtosis': statistics.kurtosis(after),
       'survivors_from_smaller_half': sum(jax.tree.leaves(from_small)) / kept,
   }
 
 
 def make_evaluate(net: hk.Transformed, scopes: Sequence[str], mesh: Mesh) -> Callable[..., Evaluation]:
-  """The program (theta0, theta, counts, figure_counts, validation, test) → `Evaluation` with leading axis [K]."""
-  def nets(theta0, theta, *rest):
-    return jax.lax.map(lambda pair: evaluate_net(net, scopes, *pair, *rest), (theta0, theta))
+  """The program (theta0, theta, count, layer counts, figure_counts, validation, test) → `Evaluation` with leading axis [n·S]."""
+  def nets(theta0, theta, count, *rest):
+    return each(lambda a, b: evaluate_net(net, scopes, a, b, *rest), count[0], theta0, theta)
   mapped, whole = PartitionSpec(NETS), PartitionSpec()
-  return jax.jit(jax.shard_map(nets, mesh=mesh, in_specs=(mapped, mapped, whole, whole, whole, whole), out_specs=mapped,
-                               check_vma=False))
+  return jax.jit(jax.shard_map(nets, mesh=mesh, in_specs=(mapped, mapped, mapped, whole, whole, whole, whole),
+                               out_specs=mapped, check_vma=False))
 
 
 def sample_weights(theta0: Tree, theta: Tree, survivors: Tree, n: int, seed: int = 0) -> dict[str, np.ndarray]:

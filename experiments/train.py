@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from powerprop.reparam import Reparam, Tree
 
-NETS = 'nets'   # the one mesh axis: networks of a group are laid out over the devices
+NETS = 'nets'   # the one mesh axis: the networks of a group are dealt out to the devices
 
 
 class TrainState(NamedTuple):
@@ -23,19 +23,26 @@ class Group(NamedTuple):
   """Networks that share a program: what is static in training."""
   axes: dict[str, Any]                                          # alpha, optimizer, update, biases
   reparam: Reparam
-  optimizer: Callable[[Any], optax.GradientTransformation]      # learning rate → chain with its wrapper
+  optimizer: Callable[[Any], optax.GradientTransformation]      # learning rate → chain in its wrapper
 
 
 class Nets(NamedTuple):
-  """What tells the networks of a group apart; [K] each, the same for every group."""
+  """What tells the networks of a group apart; [K] each."""
   seed: np.ndarray             # int32
   learning_rate: np.ndarray    # float32
 
 
+class Slots(NamedTuple):
+  """The networks of one group on n devices, S places on each: [n·S], a device's own networks first, then repetitions."""
+  nets: Nets
+  count: np.ndarray            # int32 [n]: networks of each device that are no repetitions
+  place: np.ndarray            # int32 [K]: where each network of the group is
+
+
 class Batches(NamedTuple):
-  """A data set on the devices, and how it is cut."""
-  images: jax.Array            # uint8 [N, H, W, C]
-  labels: jax.Array            # int32 [N]
+  """A data set: images uint8 [N, H, W, C] and labels int32 [N]."""
+  images: jax.Array
+  labels: jax.Array
 
 
 def train_step(loss_fn: Callable[..., jax.Array], reparam: Reparam, tx: optax.GradientTransformation, state: TrainState,
@@ -56,14 +63,14 @@ def make_loss(net: hk.Transformed) -> Callable[..., jax.Array]:
 
 
 def make_init(groups: Sequence[Group], net: hk.Transformed, image_shape: tuple[int, ...],
-              mesh: Mesh) -> Callable[[Nets], list[TrainState]]:
-  """Nets → one state a group with leaves [K, ...]. The weights θ0 depend on the seed alone: alike in every group."""
+              mesh: Mesh) -> Callable[[Sequence[Nets]], list[TrainState]]:
+  """Nets of each group → states with leaves [n·S, ...]. The weights θ0 depend on the seed alone: alike in every group."""
   def one(group, seed, learning_rate):
     phi = group.reparam.inverse(net.init(init_key(seed), jnp.zeros((1, *image_shape))))
     return TrainState(phi, group.optimizer(learning_rate).init(phi))
   def init(nets):
-    return [jax.vmap(lambda s, r, g=group: one(g, s, r))(nets.seed, nets.learning_rate) for group in groups]
-  return jax.jit(init, out_shardings=NamedSharding(mesh, PartitionSpec(NETS)))
+    return [jax.vmap(lambda s, r, g=g: one(g, s, r))(n.seed, n.learning_rate) for g, n in zip(groups, nets, strict=True)]
+  return jax.jit(init, out_shardings=by_net(mesh))
 
 
 def init_key(seed: Any) -> jax.Array:
@@ -75,35 +82,58 @@ def batches_key(seed: Any, epoch: Any) -> jax.Array:
 
 
 def make_epoch(groups: Sequence[Group], net: hk.Transformed, batch_size: int, mesh: Mesh) -> Callable[..., Any]:
-  """The program (states, nets, data, epoch, first, last) → (states, losses [G, K]): steps first ≤ t < last of an epoch.
+  """The program (states, slots, data, epoch, first, last) → (states, losses): steps first ≤ t < last of an epoch.
 
-  Batch t of an epoch is the t-th slice of a permutation that depends on seed and epoch only, so every group sees the same
-  batches, and a run may stop after any epoch and go on bit-identically. Bounds are traced: one compilation. The states are
-  donated. Losses are means over the steps taken.
+  Batch t of an epoch is the t-th slice of a permutation that depends on seed and epoch only, so all groups see the same
+  batches, and a run may stop after any epoch and go on bit-identically. The bounds are traced: one compilation. The states are
+  donated. Losses are means over the steps taken, [n·S] for each group.
+
+  A GPU or TPU trains the networks of a group side by side, as one batched network; a CPU core is filled by one network already,
+  trains one after another, and skips the repetitions.
   """
   loss_fn = make_loss(net)
+  batched = mesh.devices.flat[0].platform != 'cpu'
 
-  def epoch(states, nets, data, number, first, last):
-    keys = jax.vmap(lambda seed: batches_key(seed, number))(nets.seed)
-    order = jax.vmap(lambda key: jax.random.permutation(key, data.labels.size))(keys)
+  def one_net(group, data, number, first, last, state, seed, learning_rate):
+    tx = group.optimizer(learning_rate)
+    order = jax.random.permutation(batches_key(seed, number), data.labels.size)
 
     def step(t, carry):
-      states, totals = carry
-      pick = jax.lax.dynamic_slice_in_dim(order, t * batch_size, batch_size, axis=1)
-      images, labels = data.images[pick], data.labels[pick]
-      out = [jax.vmap(lambda rate, *args, g=group: train_step(loss_fn, g.reparam, g.optimizer(rate), *args))(
-          nets.learning_rate, state, images, labels) for group, state in zip(groups, states, strict=True)]
-      return [state for state, _ in out], [total + loss for total, (_, loss) in zip(totals, out, strict=True)]
+      state, total = carry
+      pick = jax.lax.dynamic_slice_in_dim(order, t * batch_size, batch_size)
+      state, loss = train_step(loss_fn, group.reparam, tx, state, data.images[pick], data.labels[pick])
+      return state, total + loss
 
-    totals = [jnp.zeros(nets.seed.shape) for _ in groups]
-    states, totals = jax.lax.fori_loop(first, last, step, (states, totals))
-    return states, jnp.stack(totals) / (last - first)
+    state, total = jax.lax.fori_loop(first, last, step, (state, jnp.float32(0)))
+    return state, total / (last - first)
+
+  def epoch(states, nets, counts, data, number, first, last):
+    out = []
+    for group, state, n, count in zip(groups, states, nets, counts, strict=True):
+      train = lambda *xs, group=group: one_net(group, data, number, first, last, *xs)   # noqa: E731
+      out.append(jax.vmap(train)(state, *n) if batched else each(train, count[0], state, *n))
+    return [state for state, _ in out], [loss for _, loss in out]
 
   mapped, whole = PartitionSpec(NETS), PartitionSpec()
   # Networks never talk to each other, so each device runs its own; nothing is left for a partitioner to decide.
-  return jax.jit(jax.shard_map(
-      epoch, mesh=mesh, in_specs=(mapped, mapped, whole, whole, whole, whole),
-      out_specs=(mapped, PartitionSpec(None, NETS)), check_vma=False), donate_argnums=0)
+  return jax.jit(jax.shard_map(epoch, mesh=mesh, in_specs=(mapped, mapped, mapped, whole, whole, whole, whole),
+                               out_specs=mapped, check_vma=False), donate_argnums=0)
+
+
+def each(f: Callable[..., Tree], count: jax.Array, *xs: Tree) -> Tree:
+  """`f` of the first `count` (traced) elements of `xs`, one after another; zeros for the rest. Conditions stay branches."""
+  shape = jax.eval_shape(f, *jax.tree.map(lambda x: x[0], xs))
+  length = jax.tree.leaves(xs)[0].shape[0]
+
+  def body(i, out):
+    one = f(*jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), xs))
+    return jax.tree.map(lambda all_, x: jax.lax.dynamic_update_index_in_dim(all_, x, i, 0), out, one)
+
+  empty = jax.tree.map(lambda s: jnp.zeros((length, *s.shape), s.dtype), shape)
+  return jax.lax.fori_loop(0, count, body, empty)
+
+
+# ---- layout -----------------------------------------------------------------------------------------------------
 
 
 def make_mesh() -> Mesh:
@@ -111,11 +141,40 @@ def make_mesh() -> Mesh:
   return jax.make_mesh((jax.device_count(),), (NETS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def pad(nets: Nets, mesh: Mesh) -> Nets:
-  """`nets` with its last network repeated until the devices divide their number; what is added is dropped at the end."""
-  missing = -len(nets.seed) % mesh.size
-  return Nets(*(np.concatenate([x, np.repeat(x[-1:], missing)]) for x in nets))
+def deal(nets: Nets, groups: int, devices: int) -> list[Slots]:
+  """Deals the networks of all groups out in turn, so that no device gets more than its share of the whole sweep."""
+  k = len(nets.seed)
+  places = -(-k // devices)
+  slots = []
+  for g in range(groups):
+    device = (g * k + np.arange(k)) % devices
+    count = np.bincount(device, minlength=devices)
+    rank = np.array([np.sum(device[:i] == device[i]) for i in range(k)])
+    place = device * places + rank
+    net_at = np.full(devices * places, k - 1)
+    net_at[place] = np.arange(k)
+    slots.append(Slots(Nets(*(x[net_at] for x in nets)), count.astype(np.int32), place.astype(np.int32)))
+  return slots
+
+
+def gather(states: Sequence[Tree], slots: Sequence[Slots]) -> list[Tree]:
+  """Leaves [n·S, ...] by place → [K, ...] by network."""
+  return [jax.tree.map(lambda x, s=s: x[s.place], state) for state, s in zip(states, slots, strict=True)]
+
+
+def scatter(states: Sequence[Tree], slots: Sequence[Slots]) -> list[Tree]:
+  """Leaves [K, ...] by network → [n·S, ...] by place; places of repetitions hold zeros."""
+  return [jax.tree.map(lambda x, s=s: jnp.zeros((s.nets.seed.size, *x.shape[1:]), x.dtype).at[s.place].set(x), state)
+          for state, s in zip(states, slots, strict=True)]
+
+
+def by_net(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec(NETS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+  return jax.device_put(tree, replicated(mesh))

@@ -1,0 +1,286 @@
+"""Protocol: train every network of a sweep, prune after training, evaluate over densities, report."""
+import itertools
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import haiku as hk
+import jax
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+import powerprop
+from experiments import data as datasets
+from experiments import evaluate, report, train
+from experiments import workdir as workdirs
+from experiments.checkpoint import Checkpoints
+from experiments.errors import UserError
+from experiments.models import BIASES, MODELS, Model
+from experiments.optimizers import OPTIMIZERS, UPDATES
+
+STATIC_AXES = {'optimizer': OPTIMIZERS, 'update': UPDATES, 'biases': BIASES}
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Trains, or goes on training, evaluates and reports. Raises UserError for a config that makes no sense."""
+  check(config)
+  started = time.monotonic()
+  data = datasets.load(config.dataset, config.data_dir)
+  say(datasets.describe(data))
+  splits = split(data, config.train_images, config.batch_size)
+
+  model = MODELS[config.model](data.classes, config.bias_stddev)
+  net = hk.without_apply_rng(hk.transform(model.forward))
+  groups, nets, mesh = make_groups(config), make_nets(config), train.make_mesh()
+  say(f'{len(groups) * len(nets.seed)} networks of {config.steps:,} steps in {len(groups)} group'
+      f'{"s" if len(groups) > 1 else ""} on {mesh.size} {jax.devices()[0].platform} device{"s" if mesh.size > 1 else ""}.')
+  slots = train.deal(nets, len(groups), mesh.size)
+  on_device = {name: train.replicate(part, mesh) for name, part in splits.items()}
+  ready = time.monotonic()
+
+  states, seconds = fit(config, groups, net, slots, on_device['train'], mesh, workdir)
+  trained = time.monotonic()
+  outcome = evaluate_groups(config, groups, net, model, slots, states, on_device, mesh)
+  finished = time.monotonic()
+  if jax.process_index() != 0:
+    return
+
+  workdir_files(workdir, config, groups, nets, {k: len(part.labels) for k, part in splits.items()}, outcome)
+  write_run(workdir, datasets.describe(data),
+            {'start': ready - started, 'training': seconds, 'evaluation': finished - trained})
+  for path in report.write_report(workdir):
+    say(f'wrote {path}')
+  say(report.table(report.read_results(workdir)))
+
+
+def say(text: str) -> None:
+  if jax.process_index() == 0:
+    print(text, flush=True)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError naming the first key whose value cannot be used."""
+  def need(ok: bool, key: str, allowed: str) -> None:
+    if not ok:
+      value = config
+      for part in key.split('.'):
+        value = value[part]
+      raise UserError(f'config.{key} must be {allowed}, got {value!r}.')
+
+  need(config.model in MODELS, 'model', f'one of {sorted(MODELS)}')
+  for axis, values in config.sweep.items():
+    need(isinstance(values, tuple) and len(values) > 0, f'sweep.{axis}', 'a tuple of at least one value, as "(1.0, 2.0)"')
+    need(len(set(values)) == len(values), f'sweep.{axis}', 'a tuple without repetitions')
+  for axis, rows in STATIC_AXES.items():
+    need(all(v in rows for v in config.sweep[axis]), f'sweep.{axis}', f'a tuple of some of {sorted(rows)}')
+  numbers = (int, float)
+  need(all(type(a) in numbers and 1 <= a < float('inf') for a in config.sweep.alpha), 'sweep.alpha',
+       'a tuple of numbers of at least 1')
+  need(all(type(s) is int and 0 <= s < 2**31 for s in config.sweep.seed), 'sweep.seed', 'a tuple of integers in [0, 2**31)')
+  need(all(type(r) in numbers and 0 < r < float('inf') for r in config.sweep.learning_rate), 'sweep.learning_rate',
+       'a tuple of positive numbers')
+  for key in ('steps', 'batch_size', 'train_images', 'checkpoint_epochs', 'checkpoints_kept'):
+    need(config[key] > 0, key, 'positive')
+  need(config.bias_stddev >= 0, 'bias_stddev', 'at least 0')
+  densities = config.prune.densities
+  need(len(densities) > 0 and all(0 < p <= 1 for p in densities), 'prune.densities', 'a tuple of shares in (0, 1]')
+  need(0 < config.prune.figure_density <= 1, 'prune.figure_density', 'a share in (0, 1]')
+  need(config.prune.output_factor > 0, 'prune.output_factor', 'positive')
+  need(set(config.prune.scopes) <= {'layer', 'global'} and config.prune.scopes, 'prune.scopes', "some of 'layer', 'global'")
+  need(set(config.report) <= set(report.KINDS), 'report', f'a tuple of some of {sorted(report.KINDS)}')
+
+
+def split(data: datasets.Dataset, train_images: int, batch_size: int) -> dict[str, train.Batches]:
+  """The first `train_images` for training, the rest of the training set for validation, the whole test set."""
+  n = len(data.train_images)
+  if not batch_size <= train_images < n:
+    raise UserError(f'config.train_images must leave some of the {n:,} images for validation and fill a batch of '
+                    f'{batch_size}, got {train_images}.')
+  return {
+      'train': train.Batches(data.train_images[:train_images], data.train_labels[:train_images]),
+      'validation': train.Batches(data.train_images[train_images:], data.train_labels[train_images:]),
+      'test': train.Batches(data.test_images, data.test_labels),
+  }
+
+
+def make_groups(config: ml_collections.ConfigDict) -> list[train.Group]:
+  """One group for each combination of the axes that change the program."""
+  groups = []
+  for values in itertools.product(*(config.sweep[axis] for axis in ('alpha', *STATIC_AXES))):
+    axes = dict(zip(('alpha', *STATIC_AXES), values, strict=True))
+    reparam = powerprop.powerpropagation(axes['alpha'], BIASES[axes['biases']])
+    def optimizer(rate, axes=axes, reparam=reparam):
+      return UPDATES[axes['update']](OPTIMIZERS[axes['optimizer']](rate, config), reparam)
+    groups.append(train.Group(axes, reparam, optimizer))
+  return groups
+
+
+def make_nets(config: ml_collections.ConfigDict) -> train.Nets:
+  seeds, rates = zip(*itertools.product(config.sweep.seed, config.sweep.learning_rate), strict=True)
+  return train.Nets(np.array(seeds, np.int32), np.array(rates, np.float32))
+
+
+def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: hk.Transformed, slots: Sequence[train.Slots],
+        data: train.Batches, mesh: Mesh, workdir: pathlib.Path) -> tuple[Any, float]:
+  """States after config.steps, from the newest checkpoint on, and the seconds of training over all runs on `workdir`.
+
+  A checkpoint holds the networks in their own order, so it can be read on another number of devices.
+  """
+  steps_per_epoch = data.labels.shape[0] // config.batch_size
+  nets, counts = [s.nets for s in slots], [s.count for s in slots]
+  states = train.make_init(groups, net, data.images.shape[1:], mesh)(nets)
+  epoch = train.make_epoch(groups, net, config.batch_size, mesh)
+  gather = jax.jit(lambda tree: train.gather(tree, slots), out_shardings=train.replicated(mesh))
+  scatter = jax.jit(lambda tree: train.scatter(tree, slots), out_shardings=train.by_net(mesh))
+
+  checkpoints = Checkpoints(workdir / 'checkpoints', config.checkpoints_kept)
+  done = 0
+  if (found := checkpoints.restore(gather(states))) is not None:
+    done, states = found[0], scatter(found[1])
+    say(f'goes on from step {done:,}.')
+  metrics = workdirs.Metrics(workdir, done) if jax.process_index() == 0 else None
+  before = metrics.last.get('seconds', 0.0) if metrics else 0.0
+  progress = Progress(config.steps, done, sum(len(s.place) for s in slots), before)
+
+  def note(step, losses):
+    losses = np.stack(train.gather(to_host(losses), slots))
+    if metrics:
+      named = dict(zip([group_name(g, config) for g in groups], losses.tolist(), strict=True))
+      metrics.write(step, {'seconds': round(progress.seconds, 3), 'train_loss': named},
+                    {f'train_loss/{name.replace("=", "_").replace(" ", "/")}': float(np.mean(values)) for name, values in named.items()})
+    progress.show(step, losses)
+
+  pending = None
+  for number, first, last in epochs(done, config.steps, steps_per_epoch):
+    states, losses = epoch(states, nets, counts, data, number, first, last)
+    if pending:
+      note(*pending)   # the device works on the next epoch meanwhile
+    step = number * steps_per_epoch + last
+    pending = step, losses
+    if (last == steps_per_epoch and (number + 1) % config.checkpoint_epochs == 0) or step == config.steps:
+      note(*pending)   # metrics first: a checkpoint stands for all that came before it
+      pending = None
+      checkpoints.save(step, gather(states))
+  progress.end()
+  checkpoints.close()
+  if metrics:
+    metrics.close()
+  return states, progress.seconds
+
+
+def epochs(done: int, steps: int, steps_per_epoch: int) -> Iterator[tuple[int, int, int]]:
+  """(epoch, first step in it, last step in it + 1) from step `done` to `steps`."""
+  while done < steps:
+    number, first = divmod(done, steps_per_epoch)
+    last = min(steps_per_epoch, steps - number * steps_per_epoch)
+    yield number, first, last
+    done = number * steps_per_epoch + last
+
+
+class Progress:
+  """One line that says how far training is, how fast, and how long it will take; a line each 10 s where it is no terminal."""
+
+  def __init__(self, steps: int, done: int, nets: int, before: float):
+    self._steps, self._done, self._nets, self._before = steps, done, nets, before
+    self._start = self._shown = time.monotonic()
+
+  @property
+  def seconds(self) -> float:
+    return self._before + time.monotonic() - self._start
+
+  def show(self, step: int, losses: np.ndarray) -> None:
+    now = time.monotonic()
+    terminal = sys.stdout.isatty()
+    if not terminal and now - self._shown < 10 and step < self._steps:
+      return
+    self._shown = now
+    each = (now - self._start) / max(1, step - self._done)
+    text = (f'step {step:,}/{self._steps:,} | {1e3 * each / self._nets:.2f} ms a step and network | '
+            f'loss {np.nanmean(losses):.4f} | {clock(each * (self._steps - step))} left')
+    if jax.process_index() == 0:
+      print(f'\r\x1b[K{text}' if terminal else text, end='' if terminal else '\n', flush=True)
+
+  def end(self) -> None:
+    if sys.stdout.isatty() and jax.process_index() == 0:
+      print()
+
+
+def clock(seconds: float) -> str:
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {rest:02d} s'
+
+
+def group_name(group: train.Group, config: ml_collections.ConfigDict) -> str:
+  """What tells the group from the others of its sweep: 'alpha=2', 'alpha=2 update=backpropagation'."""
+  told = [f'{axis}={value}' for axis, value in group.axes.items() if axis != 'alpha' and len(config.sweep[axis]) > 1]
+  return ' '.join([f'alpha={group.axes["alpha"]:g}', *told])
+
+
+def to_host(tree: Any) -> Any:
+  """The whole arrays on this host, wherever their parts lie."""
+  if jax.process_count() > 1:
+    return multihost_utils.process_allgather(tree, tiled=True)
+  return jax.tree.map(np.asarray, tree)
+
+
+def evaluate_groups(config, groups, net, model: Model, slots, states, data, mesh: Mesh) -> list[dict[str, Any]]:
+  """For each group its `Evaluation` of all networks on the host, and the weights that figures 1c and 1d show."""
+  prune = config.prune
+  plain = [group._replace(reparam=powerprop.powerpropagation(1.0)) for group in groups]
+  initial = train.make_init(plain, net, data['test'].images.shape[1:], mesh)([s.nets for s in slots])
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), initial[0].phi)
+  def counts_of(densities):
+    return evaluate.layer_counts(shapes, densities, model.output_layer, prune.output_factor)
+  counts = jax.tree.map(lambda *k: np.array(k, np.int32), *counts_of(prune.densities))
+  figure_counts = counts_of([prune.figure_density])[0]
+  program = evaluate.make_evaluate(net, prune.scopes, mesh)
+
+  outcome = []
+  for i, (group, slot, first, last) in enumerate(zip(groups, slots, initial, states, strict=True)):
+    theta0, theta = first.phi, jax.jit(jax.vmap(group.reparam.weights))(last.phi)
+    measured = program(theta0, theta, slot.count, counts, figure_counts, data['validation'], data['test'])
+    shown = jax.jit(lambda tree, at=int(slot.place[0]): jax.tree.map(lambda x: x[at], tree), out_shardings=train.replicated(mesh))
+    before, after = shown(theta0), shown(theta)
+    survivors = evaluate.select(after, figure_counts, 'layer')
+    outcome.append({'evaluation': train.gather([to_host(measured)], [slot])[0],
+                    'sample': evaluate.sample_weights(*to_host((before, after, survivors)), prune.sampled_weights),
+                    'weights': sum(x.size for x in jax.tree.leaves(survivors))})
+    say(f'evaluated group {i + 1}/{len(groups)}: {group_name(group, config)}')
+  return outcome
+
+
+def workdir_files(workdir: pathlib.Path, config, groups, nets, sizes, outcome) -> None:
+  """results.csv, overlap.csv, statistics.csv and weights.npz: everything that the report is made of."""
+  results, overlap, statistics = [], [], []
+  for group, found in zip(groups, outcome, strict=True):
+    e = found['evaluation']
+    for k, (seed, rate) in enumerate(zip(nets.seed.tolist(), nets.learning_rate, strict=True)):
+      axes = {'alpha': float(group.axes['alpha']), 'seed': seed, 'learning_rate': float(str(rate)),
+              **{axis: group.axes[axis] for axis in STATIC_AXES}}
+      statistics.append(axes | {name: float(v[k]) for name, v in e.statistics.items()})
+      for (s, scope), (d, density) in itertools.product(enumerate(config.prune.scopes), enumerate(config.prune.densities)):
+        row = axes | {'scope': scope, 'density': density}
+        results.append(row | {'kept': int(e.kept[k, s, d]), 'weights': found['weights'],
+                              'validation_accuracy': int(e.validation[k, s, d]) / sizes['validation'],
+                              'test_accuracy': int(e.test[k, s, d]) / sizes['test']})
+        overlap.append(row | {'overlap': float(str(e.overlap[k, s, d]))})
+  for name, rows in (('results', results), ('overlap', overlap), ('statistics', statistics)):
+    workdirs.write_csv(workdir / f'{name}.csv', rows)
+  # The notebook has one group for each α; of several settings the first is shown.
+  shown = {group.axes['alpha']: found['sample'] for group, found in reversed(list(zip(groups, outcome, strict=True)))}
+  arrays = {f'{name}_{i}': x for i, alpha in enumerate(sorted(shown)) for name, x in shown[alpha].items()}
+  workdirs.write_npz(workdir / 'weights.npz', alpha=np.array(sorted(shown), np.float64),
+                     density=np.float64(config.prune.figure_density), **arrays)
+
+
+def write_run(workdir: pathlib.Path, data: str, seconds: dict[str, float]) -> None:
+  record = workdirs.provenance() | {'data': data, 'seconds': {k: round(v, 1) for k, v in seconds.items()},
+                                    'finished': datetime.now(UTC).isoformat(timespec='seconds')}
+  workdirs.write_atomic(workdir / 'run.json', json.dumps(record, indent=2) + '\n')

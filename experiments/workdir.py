@@ -1,0 +1,169 @@
+"""A run's directory: one run at a time, one config for ever, files written whole or not at all, metrics line by line."""
+import contextlib
+import csv
+import fcntl
+import importlib.metadata
+import io
+import json
+import os
+import pathlib
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from experiments.errors import UserError
+
+PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'optax', 'numpy', 'ml_collections', 'orbax-checkpoint', 'matplotlib')
+
+
+def write_atomic(path: pathlib.Path, content: bytes | str) -> None:
+  """Writes a file beside its place and moves it there, so that a reader, or a kill, never meets half of it."""
+  data = content.encode() if isinstance(content, str) else content
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  try:
+    with os.fdopen(handle, 'wb') as f:
+      f.write(data)
+      f.flush()
+      os.fsync(f.fileno())
+    os.chmod(name, 0o644)   # mkstemp makes it the owner's alone
+    os.replace(name, path)
+  except BaseException:
+    pathlib.Path(name).unlink(missing_ok=True)
+    raise
+
+
+def write_csv(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Rows of equal keys as CSV; floats in the shortest form that reads back alike."""
+  buffer = io.StringIO()
+  writer = csv.DictWriter(buffer, list(rows[0]), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  write_atomic(path, buffer.getvalue())
+
+
+def write_npz(path: pathlib.Path, **arrays: Any) -> None:
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, allow_pickle=False, **arrays)
+  write_atomic(path, buffer.getvalue())
+
+
+@contextlib.contextmanager
+def opened(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> Iterator[None]:
+  """The directory, made if need be, locked for this run and bound to this config.
+
+  The lock is the kernel's and goes with the process, however it ends.
+  Raises: UserError when another run holds it, when it belongs to another config, or when it cannot be written.
+  """
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    lock = open(workdir / 'lock', 'w')   # noqa: SIM115 held for the whole run
+  except OSError as error:
+    raise UserError(f'--workdir={workdir} cannot be used: {error.strerror}.') from None
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      raise UserError(f'--workdir={workdir} is in use by another run; wait for it, or choose another directory.') from None
+    _bind(workdir, config)
+    yield
+
+
+def _bind(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+  path = workdir / 'config.json'
+  new = json.loads(config_json(config))
+  if not path.exists():
+    write_atomic(path, config_json(config))
+    return
+  try:
+    old = json.loads(path.read_bytes())
+    if not isinstance(old, dict):
+      raise ValueError('not an object')
+  except ValueError as error:
+    raise UserError(f'{path} is damaged ({error}); it tells which config the directory belongs to.') from None
+  theirs, ours = _flat(old), _flat(new)
+  for key in sorted(theirs.keys() | ours.keys()):
+    if theirs.get(key) != ours.get(key):
+      raise UserError(f'--workdir={workdir} belongs to another config: config.{key} is {theirs.get(key)} there and '
+                      f'{ours.get(key)} here; choose another directory, or delete that one.')
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for key, value in tree.items():
+    flat.update(_flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value})
+  return flat
+
+
+def config_json(config: ml_collections.ConfigDict) -> str:
+  return json.dumps(config.to_dict(), indent=2) + '\n'
+
+
+def provenance() -> dict[str, Any]:
+  """What a reader needs to make a result again: command, commit, versions, kind of device."""
+  def git(*args: str) -> str | None:
+    try:
+      root = pathlib.Path(__file__).parent
+      done = subprocess.run(['git', *args], cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+      return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+  status = git('status', '--porcelain', '--untracked-files=no')
+  devices = jax.devices()
+  kind = f'{os.cpu_count()}-core {platform.machine()}' if devices[0].platform == 'cpu' else devices[0].device_kind
+  return {
+      'command': 'python -m experiments.main ' + shlex.join(sys.argv[1:]),
+      'commit': git('rev-parse', 'HEAD'),
+      'dirty': bool(status),
+      'versions': {'python': platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
+      'devices': f'{len(devices)} x {kind}',
+  }
+
+
+class Metrics:
+  """metrics.jsonl, and TensorBoard event files where tensorboardX is installed. A line a record, with its step.
+
+  A run that goes on from a checkpoint drops what was written after it, a torn last line included.
+  """
+
+  def __init__(self, workdir: pathlib.Path, step: int):
+    path = workdir / 'metrics.jsonl'
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+      with contextlib.suppress(ValueError, KeyError, TypeError):
+        if (record := json.loads(line))['step'] <= step:
+          kept.append(record)
+    write_atomic(path, ''.join(json.dumps(record) + '\n' for record in kept))
+    self.last: dict[str, Any] = kept[-1] if kept else {}
+    self._file = path.open('a')
+    self._events = _event_writer(workdir, step)
+
+  def write(self, step: int, record: Mapping[str, Any], scalars: Mapping[str, float]) -> None:
+    """`record` goes to the JSONL file, `scalars` to TensorBoard."""
+    self._file.write(json.dumps({'step': step, **record}) + '\n')
+    self._file.flush()
+    if self._events is not None:
+      for name, value in scalars.items():
+        self._events.add_scalar(name, value, step)
+
+  def close(self) -> None:
+    self._file.close()
+    if self._events is not None:
+      self._events.close()
+
+
+def _event_writer(workdir: pathlib.Path, step: int) -> Any:
+  try:
+    from tensorboardX import SummaryWriter   # an optional extra
+  except ImportError:
+    return None
+  return SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
