@@ -10,13 +10,16 @@ A run that was stopped goes on by the same command and ends with the same number
 Several hosts share a run by jax.distributed: start the same command on each with --coordinator=HOST:PORT --processes=N and its
 own --process=I, on a workdir that all of them see; on TPU pods and under Slurm, --distributed finds these by itself.
 """
+import contextlib
+import importlib.util
 import math
 import os
 import pathlib
+import re
 import sys
 import warnings
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.errors import UserError
@@ -50,10 +53,8 @@ def main(argv: list[str]) -> None:
   config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
   if config.protocol not in known:
     raise UserError(f'config.protocol must be one of {sorted(known)}, got {config.protocol!r}.')
-  import contextlib
-
   import jax
-  with workdirs.opened(workdir, config) if jax.process_index() == 0 else contextlib.nullcontext():
+  with workdirs.locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
     known[config.protocol](config, workdir)
 
 
@@ -76,11 +77,36 @@ def one_device_a_core(config) -> None:
 
 
 def parse(argv: list[str]) -> list[str]:
-  """absl's parser; what config_flags raises for a wrong key, value or file becomes one line."""
+  """absl's parser, with one line for each mistake in a flag, a key or the config's file."""
+  app.define_help_flags()
   try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
-    fail(f'{str(error.args[0] if error.args else error).strip().splitlines()[0]}')
+    try_config(argv)
+    return flags.FLAGS(argv)
+  except (flags.Error, UserError) as error:
+    fail(str(error).strip().splitlines()[0])
+  except (KeyError, AttributeError) as error:   # config_flags, of a key that the config lacks; with its guess at what was meant
+    told = error.args[0].args[0] if isinstance(error.args[0], KeyError) else str(error.args[0])
+    fail('the config has no key ' + '. '.join(told.splitlines()))
+
+
+def try_config(argv: list[str]) -> None:
+  """Loads what `argv` names, for the sake of errors that are one line. Raises UserError for a file that gives no config."""
+  named = [arg.partition('=')[2] or (argv[i + 1:i + 2] or [''])[0] for i, arg in enumerate(argv)
+           if re.fullmatch(r'--?config(=.*)?', arg)]
+  if not named:
+    return
+  path, _, variant = named[-1].partition(':')
+  if not (path.endswith('.py') and pathlib.Path(path).is_file()):
+    known = sorted(str(p) for p in pathlib.Path('configs').glob('*.py') if p.name not in ('__init__.py', 'base.py', 'sweeps.py'))
+    raise UserError(f'--config={named[-1]}: {path!r} is no Python file; there are {", ".join(known) or "none in configs/"}.')
+  try:
+    spec = importlib.util.spec_from_file_location('config_to_check', path)
+    module = importlib.util.module_from_spec(spec)   # type: ignore[arg-type]
+    spec.loader.exec_module(module)   # type: ignore[union-attr]
+    module.get_config(*([variant] if variant else []))
+  except Exception as error:  # whatever a file of the user's own raises
+    reason = str(error).strip().splitlines() or ['']
+    raise UserError(f'--config={named[-1]} gives no config: {type(error).__name__}: {reason[0]}') from None
 
 
 def fail(message: str):
@@ -105,4 +131,5 @@ def guarded(argv: list[str]) -> None:
 if __name__ == '__main__':
   warnings.showwarning = one_line_warnings
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')   # XLA's notes on what it compiled are not the user's
+  logging.set_verbosity(logging.WARNING)   # else absl passes on every library's notes
   app.run(guarded, flags_parser=parse)

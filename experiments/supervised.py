@@ -34,6 +34,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   data = datasets.load(config.dataset, config.data_dir)
   say(datasets.describe(data))
   splits = split(data, config.train_images, config.batch_size)
+  if jax.process_index() == 0:
+    workdirs.bind(workdir, config)   # not before all of the config has been found good
 
   model = MODELS[config.model](data.classes, config.bias_stddev)
   net = hk.without_apply_rng(hk.transform(model.forward))
@@ -42,11 +44,12 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       f'{"s" if len(groups) > 1 else ""} on {mesh.size} {jax.devices()[0].platform} device{"s" if mesh.size > 1 else ""}.')
   slots = train.deal(nets, len(groups), mesh.size)
   on_device = {name: train.replicate(part, mesh) for name, part in splits.items()}
+  theta0 = train.make_weights(net, splits['train'].images.shape[1:], mesh)(nets.seed)
   ready = time.monotonic()
 
-  states, seconds = fit(config, groups, net, slots, on_device['train'], mesh, workdir)
+  states, seconds = fit(config, groups, net, theta0, slots, on_device['train'], mesh, workdir)
   trained = time.monotonic()
-  outcome = evaluate_groups(config, groups, net, model, slots, states, on_device, mesh)
+  outcome = evaluate_groups(config, groups, net, model, theta0, slots, states, on_device, mesh)
   finished = time.monotonic()
   if jax.process_index() != 0:
     return
@@ -126,15 +129,15 @@ def make_nets(config: ml_collections.ConfigDict) -> train.Nets:
   return train.Nets(np.array(seeds, np.int32), np.array(rates, np.float32))
 
 
-def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: hk.Transformed, slots: Sequence[train.Slots],
-        data: train.Batches, mesh: Mesh, workdir: pathlib.Path) -> tuple[Any, float]:
+def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: hk.Transformed, theta0: Any,
+        slots: Sequence[train.Slots], data: train.Batches, mesh: Mesh, workdir: pathlib.Path) -> tuple[Any, float]:
   """States after config.steps, from the newest checkpoint on, and the seconds of training over all runs on `workdir`.
 
   A checkpoint holds the networks in their own order, so it can be read on another number of devices.
   """
   steps_per_epoch = data.labels.shape[0] // config.batch_size
   nets, counts = [s.nets for s in slots], [s.count for s in slots]
-  states = train.make_init(groups, net, data.images.shape[1:], mesh)(nets)
+  states = train.make_init(groups, slots, mesh)(theta0)
   epoch = train.make_epoch(groups, net, config.batch_size, mesh)
   gather = jax.jit(lambda tree: train.gather(tree, slots), out_shardings=train.replicated(mesh))
   scatter = jax.jit(lambda tree: train.scatter(tree, slots), out_shardings=train.by_net(mesh))
@@ -230,28 +233,30 @@ def to_host(tree: Any) -> Any:
   return jax.tree.map(np.asarray, tree)
 
 
-def evaluate_groups(config, groups, net, model: Model, slots, states, data, mesh: Mesh) -> list[dict[str, Any]]:
+def evaluate_groups(config, groups, net, model: Model, theta0, slots, states, data, mesh: Mesh) -> list[dict[str, Any]]:
   """For each group its `Evaluation` of all networks on the host, and the weights that figures 1c and 1d show."""
   prune = config.prune
-  plain = [group._replace(reparam=powerprop.powerpropagation(1.0)) for group in groups]
-  initial = train.make_init(plain, net, data['test'].images.shape[1:], mesh)([s.nets for s in slots])
-  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), initial[0].phi)
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), theta0)
   def counts_of(densities):
     return evaluate.layer_counts(shapes, densities, model.output_layer, prune.output_factor)
   counts = jax.tree.map(lambda *k: np.array(k, np.int32), *counts_of(prune.densities))
   figure_counts = counts_of([prune.figure_density])[0]
   program = evaluate.make_evaluate(net, prune.scopes, mesh)
+  by_place = jax.jit(lambda tree, index: jax.tree.map(lambda x: x[index], tree), out_shardings=train.by_net(mesh))
+
+  def one_net(theta0, theta, at):
+    before, after = (jax.tree.map(lambda x: x[at], tree) for tree in (theta0, theta))
+    return before, after, evaluate.select(after, figure_counts, 'layer')
+  shown = jax.jit(one_net, out_shardings=train.replicated(mesh))
 
   outcome = []
-  for i, (group, slot, first, last) in enumerate(zip(groups, slots, initial, states, strict=True)):
-    theta0, theta = first.phi, jax.jit(jax.vmap(group.reparam.weights))(last.phi)
-    measured = program(theta0, theta, slot.count, counts, figure_counts, data['validation'], data['test'])
-    shown = jax.jit(lambda tree, at=int(slot.place[0]): jax.tree.map(lambda x: x[at], tree), out_shardings=train.replicated(mesh))
-    before, after = shown(theta0), shown(theta)
-    survivors = evaluate.select(after, figure_counts, 'layer')
+  for i, (group, slot, state) in enumerate(zip(groups, slots, states, strict=True)):
+    before, after = by_place(theta0, slot.index), jax.jit(group.reparam.weights, out_shardings=train.by_net(mesh))(state.phi)
+    measured = program(before, after, slot.count, counts, figure_counts, data['validation'], data['test'])
+    sample = to_host(shown(before, after, slot.place[0]))
     outcome.append({'evaluation': train.gather([to_host(measured)], [slot])[0],
-                    'sample': evaluate.sample_weights(*to_host((before, after, survivors)), prune.sampled_weights),
-                    'weights': sum(x.size for x in jax.tree.leaves(survivors))})
+                    'sample': evaluate.sample_weights(*sample, prune.sampled_weights),
+                    'weights': sum(x.size for x in jax.tree.leaves(sample[2]))})
     say(f'evaluated group {i + 1}/{len(groups)}: {group_name(group, config)}')
   return outcome
 

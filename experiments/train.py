@@ -37,6 +37,7 @@ class Slots(NamedTuple):
   nets: Nets
   count: np.ndarray            # int32 [n]: networks of each device that are no repetitions
   place: np.ndarray            # int32 [K]: where each network of the group is
+  index: np.ndarray            # int32 [n·S]: which network is at each place
 
 
 class Batches(NamedTuple):
@@ -62,14 +63,21 @@ def make_loss(net: hk.Transformed) -> Callable[..., jax.Array]:
   return loss_fn
 
 
-def make_init(groups: Sequence[Group], net: hk.Transformed, image_shape: tuple[int, ...],
-              mesh: Mesh) -> Callable[[Sequence[Nets]], list[TrainState]]:
-  """Nets of each group → states with leaves [n·S, ...]. The weights θ0 depend on the seed alone: alike in every group."""
-  def one(group, seed, learning_rate):
-    phi = group.reparam.inverse(net.init(init_key(seed), jnp.zeros((1, *image_shape))))
+def make_weights(net: hk.Transformed, image_shape: tuple[int, ...], mesh: Mesh) -> Callable[[np.ndarray], Tree]:
+  """Seeds [K] → initial weights θ0, leaves [K, ...] on every device. They depend on the seed alone: alike in every group."""
+  def one(seed):
+    return net.init(init_key(seed), jnp.zeros((1, *image_shape)))
+  return jax.jit(jax.vmap(one), out_shardings=replicated(mesh))
+
+
+def make_init(groups: Sequence[Group], slots: Sequence[Slots], mesh: Mesh) -> Callable[[Tree], list[TrainState]]:
+  """θ0 by network → states of each group by place, leaves [n·S, ...]."""
+  def one(group, theta, learning_rate):
+    phi = group.reparam.inverse(theta)
     return TrainState(phi, group.optimizer(learning_rate).init(phi))
-  def init(nets):
-    return [jax.vmap(lambda s, r, g=g: one(g, s, r))(n.seed, n.learning_rate) for g, n in zip(groups, nets, strict=True)]
+  def init(theta0):
+    return [jax.vmap(lambda t, r, g=group: one(g, t, r))(jax.tree.map(lambda x, s=s: x[s.index], theta0), s.nets.learning_rate)
+            for group, s in zip(groups, slots, strict=True)]
   return jax.jit(init, out_shardings=by_net(mesh))
 
 
@@ -151,9 +159,9 @@ def deal(nets: Nets, groups: int, devices: int) -> list[Slots]:
     count = np.bincount(device, minlength=devices)
     rank = np.array([np.sum(device[:i] == device[i]) for i in range(k)])
     place = device * places + rank
-    net_at = np.full(devices * places, k - 1)
-    net_at[place] = np.arange(k)
-    slots.append(Slots(Nets(*(x[net_at] for x in nets)), count.astype(np.int32), place.astype(np.int32)))
+    index = np.full(devices * places, k - 1)
+    index[place] = np.arange(k)
+    slots.append(Slots(Nets(*(x[index] for x in nets)), count.astype(np.int32), place, index))
   return slots
 
 
@@ -163,9 +171,8 @@ def gather(states: Sequence[Tree], slots: Sequence[Slots]) -> list[Tree]:
 
 
 def scatter(states: Sequence[Tree], slots: Sequence[Slots]) -> list[Tree]:
-  """Leaves [K, ...] by network → [n·S, ...] by place; places of repetitions hold zeros."""
-  return [jax.tree.map(lambda x, s=s: jnp.zeros((s.nets.seed.size, *x.shape[1:]), x.dtype).at[s.place].set(x), state)
-          for state, s in zip(states, slots, strict=True)]
+  """Leaves [K, ...] by network → [n·S, ...] by place."""
+  return [jax.tree.map(lambda x, s=s: x[s.index], state) for state, s in zip(states, slots, strict=True)]
 
 
 def by_net(mesh: Mesh) -> NamedSharding:

@@ -21,6 +21,9 @@ import numpy as np
 
 from experiments.errors import UserError
 
+# Keys that change no number: a run may go on with other values. Data are held to their checksums wherever they lie.
+WITHOUT_EFFECT = ('data_dir', 'checkpoint_epochs', 'checkpoints_kept', 'report')
+
 PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'optax', 'numpy', 'ml_collections', 'orbax-checkpoint', 'matplotlib')
 
 
@@ -57,11 +60,10 @@ def write_npz(path: pathlib.Path, **arrays: Any) -> None:
 
 
 @contextlib.contextmanager
-def opened(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> Iterator[None]:
-  """The directory, made if need be, locked for this run and bound to this config.
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+  """The directory, made if need be, for this run alone. The lock is the kernel's and goes with the process, however it ends.
 
-  The lock is the kernel's and goes with the process, however it ends.
-  Raises: UserError when another run holds it, when it belongs to another config, or when it cannot be written.
+  Raises: UserError when another run holds it, or when it cannot be written.
   """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -73,27 +75,28 @@ def opened(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> Iterator
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
       raise UserError(f'--workdir={workdir} is in use by another run; wait for it, or choose another directory.') from None
-    _bind(workdir, config)
     yield
 
 
-def _bind(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+def bind(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+  """Makes the directory this config's for good: writes config.json, or compares with the one that is there.
+
+  Raises: UserError naming the first key that differs, those that change no result aside.
+  """
   path = workdir / 'config.json'
-  new = json.loads(config_json(config))
-  if not path.exists():
-    write_atomic(path, config_json(config))
-    return
-  try:
-    old = json.loads(path.read_bytes())
-    if not isinstance(old, dict):
-      raise ValueError('not an object')
-  except ValueError as error:
-    raise UserError(f'{path} is damaged ({error}); it tells which config the directory belongs to.') from None
-  theirs, ours = _flat(old), _flat(new)
-  for key in sorted(theirs.keys() | ours.keys()):
-    if theirs.get(key) != ours.get(key):
-      raise UserError(f'--workdir={workdir} belongs to another config: config.{key} is {theirs.get(key)} there and '
-                      f'{ours.get(key)} here; choose another directory, or delete that one.')
+  if path.exists():
+    try:
+      old = json.loads(path.read_bytes())
+      if not isinstance(old, dict):
+        raise ValueError('not an object')
+    except ValueError as error:
+      raise UserError(f'{path} is damaged ({error}); it tells which config the directory belongs to.') from None
+    theirs, ours = _flat(old), _flat(json.loads(config_json(config)))
+    for key in sorted((theirs.keys() | ours.keys()) - set(WITHOUT_EFFECT)):
+      if theirs.get(key) != ours.get(key):
+        raise UserError(f'--workdir={workdir} belongs to another config: config.{key} is {theirs.get(key)} there and '
+                        f'{ours.get(key)} here; choose another directory, or delete that one.')
+  write_atomic(path, config_json(config))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -1,0 +1,272 @@
+"""The figures of a report, drawn from plain arrays: nothing is read, averaged or trained here.
+
+Each function gives a matplotlib Figure one text column wide (3.4 in), its text at 7 to 8 points. Lines differ
+in colour, dash and marker, so that they can be told apart in grey and by colour-blind readers; legends stand
+outside the axes. The same arrays give the same bytes: no dates, a fixed salt for the ids in an SVG, and the
+defaults of matplotlib whatever those of the user are.
+"""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
+
+from experiments.workdir import write_atomic
+
+WIDTH = 3.4  # inches: one column of the usual two-column papers
+STYLE: Any = ['default', {
+  'font.size': 8, 'axes.labelsize': 8, 'axes.titlesize': 8, 'xtick.labelsize': 7, 'ytick.labelsize': 7,
+  'legend.fontsize': 7, 'legend.title_fontsize': 7, 'legend.frameon': False, 'legend.handlelength': 2.0,
+  'legend.columnspacing': 1.2, 'legend.handletextpad': 0.5, 'legend.borderaxespad': 0.2,
+  'axes.linewidth': 0.6, 'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
+  'grid.linewidth': 0.4, 'grid.color': '0.88', 'axes.axisbelow': True,
+  'lines.linewidth': 1.1, 'lines.markersize': 2.8,
+  'xtick.major.width': 0.6, 'ytick.major.width': 0.6, 'xtick.major.size': 2.5, 'ytick.major.size': 2.5,
+  'svg.hashsalt': 'powerprop', 'figure.dpi': 200, 'savefig.dpi': 200,
+}]
+_DASHES = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
+_MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X')
+# Okabe and Ito's colours for the colour-blind, those that are dark enough for a line on white first.
+_UNORDERED = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00', '#56B4E9')
+_CHANCE: dict[str, Any] = {'color': '0.35', 'linestyle': '--', 'linewidth': 0.9}
+_IDENTITY: dict[str, Any] = {'color': '0.3', 'linestyle': ':', 'linewidth': 0.8}
+_ALL: dict[str, Any] = {'color': '0.5', 'linewidth': 0.9}
+_PRUNED = '0.72'
+
+Styles = Mapping[str, Mapping[str, Any]]
+
+
+class Curve(NamedTuple):
+  """A line with its spread: [K] arrays, already in the units of the axes."""
+  label: str
+  x: np.ndarray
+  mean: np.ndarray  # NaN: the line is interrupted there
+  sd: np.ndarray  # NaN: no band there
+
+
+class Panel(NamedTuple):
+  """Curves that share axes. One label means one line style in every panel of a figure."""
+  title: str
+  curves: Sequence[Curve]
+
+
+def gaussian_kde(samples: np.ndarray, grid: np.ndarray) -> np.ndarray:
+  """Density estimate p(x) = Σ_i N(x; s_i, h²) / n with h = 0.9 min(sd, IQR / 1.34) n^(−1/5).
+
+  Args:
+    samples: [N] floating; values that are not finite are left out.
+    grid: [G] points at which the density is wanted.
+  Returns: [G] float64, per unit of `grid`; all NaN where fewer than two different values are left.
+  Source: Silverman 1986, Density Estimation for Statistics and Data Analysis, eq. (3.31).
+  """
+  samples = np.asarray(samples, np.float64)
+  samples = samples[np.isfinite(samples)]
+  if samples.size < 2 or np.ptp(samples) == 0:
+    return np.full(len(grid), np.nan)
+  low, high = np.percentile(samples, [25, 75])
+  sd = samples.std(ddof=1)
+  spread = min(sd, (high - low) / 1.34) or sd  # where most samples are tied the quartiles coincide
+  width = 0.9 * spread * samples.size ** -0.2
+  scaled = (np.asarray(grid, np.float64)[:, None] - samples) / width
+  return np.exp(-0.5 * scaled ** 2).mean(axis=1) / (width * np.sqrt(2 * np.pi))
+
+
+def line_styles(labels: Sequence[str], ordered: bool) -> dict[str, dict[str, Any]]:
+  """Label → colour, dash and marker. `ordered`: colours run from dark to light, for ordered values as α."""
+  # The last tenths of viridis are too pale for a line on white.
+  ramp = [to_hex(colour) for colour in matplotlib.colormaps['viridis'](np.linspace(0, 0.82, len(labels)))]
+  colours = ramp if ordered else _UNORDERED
+  return {label: {'color': colours[i % len(colours)], 'linestyle': _DASHES[i % len(_DASHES)],
+                  'marker': _MARKERS[i % len(_MARKERS)]} for i, label in enumerate(labels)}
+
+
+@matplotlib.style.context(STYLE)
+def accuracy_figure(curves: Sequence[Curve], ordered: bool, note: str) -> Figure:
+  """Test accuracy (%) against weights kept (%), sparser to the right, and its upper end enlarged."""
+  figure = Figure(figsize=(WIDTH, 3.9), layout='constrained')
+  whole, detail = figure.subplots(2, 1, sharex=True, height_ratios=[1.15, 1])
+  styles = line_styles([curve.label for curve in curves], ordered)
+  for ax in (whole, detail):
+    _draw(ax, curves, styles)
+    ax.set_ylabel('Test accuracy (%)')
+  _kept_axis(detail, curves, (100, 50, 20, 10, 5, 2, 1))
+  detail.set_xlabel('Weights kept (%), sparser →')
+  whole.set_ylim(*_whole_limits(curves))
+  detail.set_ylim(*_detail_limits(curves))
+  _legend(figure, styles, note)
+  return figure
+
+
+@matplotlib.style.context(STYLE)
+def overlap_figure(curves: Sequence[Curve], ordered: bool, note: str) -> Figure:
+  """Weights on which two masks agree (%) against weights pruned (%), with the chance line p² + (1 − p)²."""
+  figure = Figure(figsize=(WIDTH, 2.7), layout='constrained')
+  ax = figure.subplots()
+  styles = line_styles([curve.label for curve in curves], ordered)
+  pruned = np.linspace(0, 1, 201)
+  ax.plot(100 * pruned, 100 * (pruned ** 2 + (1 - pruned) ** 2), **_CHANCE)
+  _draw(ax, curves, styles)
+  ax.set(xlim=(-2, 102), ylim=(None, 101.5), xlabel='Weights pruned (%)', ylabel='Agreement of the masks (%)')
+  _legend(figure, {**styles, 'chance': _CHANCE}, note)
+  return figure
+
+
+@matplotlib.style.context(STYLE)
+def panels_figure(panels: Sequence[Panel], ordered: bool, note: str, x_axis: str) -> Figure:
+  """Test accuracy (%) in panels, two abreast, that share their axes.
+
+  Args:
+    panels: at least one.
+    ordered: colours run from dark to light.
+    note: title of the legend.
+    x_axis: 'kept' (%) or 'learning rate', both on a log scale.
+  """
+  if x_axis not in ('kept', 'learning rate'):
+    raise ValueError(f"x_axis is {x_axis!r}; it may be 'kept' or 'learning rate'")
+  columns = min(len(panels), 2)
+  rows = -(-len(panels) // columns)
+  figure = Figure(figsize=(WIDTH, 2.7 if columns == 1 else 0.9 + 1.4 * rows), layout='constrained')
+  axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+  curves = [curve for panel in panels for curve in panel.curves]
+  styles = line_styles(list(dict.fromkeys(curve.label for curve in curves)), ordered)
+  for ax, panel in zip(axes.flat, panels, strict=False):
+    _draw(ax, panel.curves, styles)
+    ax.set_title(panel.title)
+  for ax in axes.flat[len(panels):]:
+    ax.set_axis_off()
+    axes[-2, -1].tick_params(labelbottom=True)  # nothing stands below this panel that could carry its numbers
+  first = axes[0, 0]
+  first.set_ylim(*_whole_limits(curves))
+  if x_axis == 'kept':
+    _kept_axis(first, curves, (100, 50, 20, 10, 5, 2, 1) if columns == 1 else (100, 30, 10, 3, 1))
+    figure.supxlabel('Weights kept (%), sparser →', fontsize=8)
+  else:
+    x = np.concatenate([curve.x for curve in curves])
+    first.set_xscale('log')
+    first.set_xlim(x.min() / 1.25, x.max() * 1.25)
+    first.xaxis.set_major_formatter(FormatStrFormatter('%g'))
+    figure.supxlabel('Learning rate', fontsize=8)
+  figure.supylabel('Test accuracy (%)', fontsize=8)
+  _legend(figure, styles, note)
+  return figure
+
+
+@matplotlib.style.context(STYLE)
+def weights_figure(
+    initial: np.ndarray, final: np.ndarray, kept: np.ndarray, colour: str, note: str) -> Figure:
+  """Initial value of weights against their final value; on the margins densities of the survivors' values.
+
+  Args:
+    initial, final: [N] floating.
+    kept: [N] bool: survives pruning.
+    colour: of the survivors; pruned weights are grey.
+    note: title of the legend.
+  """
+  figure = Figure(figsize=(WIDTH, 3.3), layout='constrained')
+  figure.get_layout_engine().set(w_pad=0.02, h_pad=0.01, wspace=0.02, hspace=0.02)  # type: ignore[union-attr, call-arg]
+  grid = figure.add_gridspec(2, 2, width_ratios=[5, 1], height_ratios=[1, 4])
+  ax = figure.add_subplot(grid[1, 0])
+  top, side = figure.add_subplot(grid[0, 0], sharex=ax), figure.add_subplot(grid[1, 1], sharey=ax)
+  x_limits, y_limits = _padded_range(initial), _padded_range(final)
+  for chosen, shade in ((~kept, _PRUNED), (kept, colour)):
+    # Ten thousand points as vectors would make the SVG a megabyte.
+    ax.scatter(initial[chosen], final[chosen], s=2.5, color=shade, alpha=0.5, linewidths=0, rasterized=True)
+  for line in (ax.axhline(0), ax.axvline(0)):
+    line.set(color='0.5', linewidth=0.5, zorder=0.9)
+  ax.plot(x_limits, x_limits, **_IDENTITY)
+  ax.set(xlim=x_limits, ylim=y_limits, xlabel='Initial value', ylabel='Final value')
+  ax.xaxis.set_major_locator(MaxNLocator(5))
+  x, y = np.linspace(*x_limits, 400), np.linspace(*y_limits, 400)
+  before, after = gaussian_kde(initial[kept], x), gaussian_kde(final[kept], y)
+  top.plot(x, gaussian_kde(initial, x), **_ALL)
+  top.plot(x, before, color=colour)
+  top.fill_between(x, before, color=colour, alpha=0.45, linewidth=0)
+  side.plot(after, y, color=colour)
+  side.fill_betweenx(y, after, color=colour, alpha=0.45, linewidth=0)
+  top.set_ylim(0, None)
+  side.set_xlim(0, None)
+  for margin, scale in ((top, 'left'), (side, 'bottom')):
+    margin.tick_params(labelbottom=False, labelleft=False, length=0)
+    margin.grid(False)
+    margin.spines[scale].set_visible(False)  # densities per unit: their heights mean nothing to the reader
+  dot = {'linestyle': '', 'marker': 'o', 'markersize': 3.5}
+  _legend(figure, {f'survives ({kept.sum():,})': {'color': colour, **dot},
+                   f'pruned ({(~kept).sum():,})': {'color': _PRUNED, **dot},
+                   'all initial values': _ALL, 'unchanged': _IDENTITY}, note)
+  return figure
+
+
+@matplotlib.style.context(STYLE)
+def save(figure: Figure, stem: Path) -> list[Path]:
+  """Writes stem.png (200 dpi) and stem.svg. Returns: both paths."""
+  paths: list[Path] = []
+  for kind, metadata in (('png', {'Software': None}), ('svg', {'Date': None, 'Creator': None})):
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=metadata)
+    paths.append(stem.with_name(f'{stem.name}.{kind}'))
+    write_atomic(paths[-1], buffer.getvalue())
+  return paths
+
+
+def _draw(ax: Axes, curves: Sequence[Curve], styles: Styles) -> None:
+  for curve in curves:
+    style, low, high = styles[curve.label], curve.mean - curve.sd, curve.mean + curve.sd
+    ax.fill_between(curve.x, low, high, color=style['color'], alpha=0.2, linewidth=0)
+    ax.plot(curve.x, curve.mean, **style)
+
+
+def _kept_axis(ax: Axes, curves: Sequence[Curve], ticks: Sequence[float]) -> None:
+  x = np.concatenate([curve.x for curve in curves])
+  left, right = x.max() * 1.12, x.min() / 1.12
+  ax.set_xscale('log')
+  ax.set_xlim(left, right)
+  finer = [tick / 100 for tick in ticks]  # for networks pruned below 1 %
+  ax.xaxis.set_major_locator(FixedLocator([tick for tick in (*ticks, *finer[1:]) if right <= tick <= left]))
+  ax.xaxis.set_minor_locator(NullLocator())
+  ax.xaxis.set_major_formatter(FormatStrFormatter('%g'))
+
+
+def _whole_limits(curves: Sequence[Curve]) -> tuple[float, float]:
+  lowest = [np.nanmin(np.append(curve.mean - np.nan_to_num(curve.sd), 100)) for curve in curves]
+  return max(float(min(lowest)) - 3, 0), 101.5
+
+
+def _detail_limits(curves: Sequence[Curve]) -> tuple[float, float]:
+  """From 1.5 points below the worst dense network to just above the best of all, where curves may cross."""
+  dense = np.array([curve.mean[np.argmax(curve.x)] for curve in curves])
+  upper = np.concatenate([curve.mean + np.nan_to_num(curve.sd) for curve in curves])
+  if not np.isfinite(dense).any():
+    return 0, 100
+  return max(float(np.nanmin(dense)) - 1.5, 0), min(float(np.nanmax(upper)) + 0.15, 100)
+
+
+def _padded_range(values: np.ndarray) -> tuple[float, float]:
+  """The range of 0 and the finite values, 4 % wider on either side; never empty."""
+  finite = np.append(values[np.isfinite(values)], 0).astype(float)
+  pad = 0.04 * float(np.ptp(finite)) or 1.0
+  return float(finite.min()) - pad, float(finite.max()) + pad
+
+
+def _legend(figure: Figure, styles: Styles, note: str) -> None:
+  """Above the axes, `note` as its title, read row by row, in as few rows as the width of the figure holds."""
+  entries = list(styles.items())
+  for rows in range(1, len(entries) + 1):
+    columns = -(-len(entries) // rows)
+    # matplotlib fills column by column: this order reads from left to right.
+    order = [entry for column in range(columns) for entry in entries[column::columns]]
+    handles = [Line2D([], [], **style) for _, style in order]
+    labels = [textwrap.fill(label, 44) for label, _ in order]
+    legend = figure.legend(handles, labels, loc='outside upper center', ncols=columns, title=note or None)
+    if columns == 1 or legend.get_window_extent().width <= 0.98 * figure.bbox.width:
+      return
+    legend.remove()
