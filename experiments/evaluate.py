@@ -69,15 +69,18 @@ def evaluate_net(net: hk.Transformed, scopes: Sequence[str], theta0: Tree, theta
     scores = [jax.vmap(lambda w, d=data: hits(net, w, d))(pruned) for data in (validation, test)]
     return total, overlap, *scores
 
-  columns = [jnp.stack(column) for column in zip(*map(one_scope, scopes), strict=True)]
-  return Evaluation(*columns, weight_statistics(theta0, theta, figure_counts))
+  kept, overlap, on_validation, on_test = (jnp.stack(column) for column in zip(*map(one_scope, scopes), strict=True))
+  return Evaluation(kept, overlap, on_validation, on_test, weight_statistics(theta0, theta, figure_counts))
 
 
 def weight_statistics(theta0: Tree, theta: Tree, counts: Tree) -> dict[str, jax.Array]:
   """Plain measures of what figures 1c and 1d show: sign flips, heavy tails, and from where the survivors come."""
   survivors = select(theta, counts, 'layer')
   chosen = jax.tree.map(lambda m: m is not None, survivors, is_leaf=lambda m: m is None)
-  pick = lambda tree: jax.tree.map(lambda on, x: x if on else None, chosen, tree)
+
+  def pick(tree):
+    return jax.tree.map(lambda on, x: x if on else None, chosen, tree)
+
   before, after = pick(theta0), pick(theta)
   half = select(theta0, jax.tree.map(lambda x: x.size - x.size // 2, before), 'layer')
   from_small = jax.tree.map(lambda s, h: jnp.sum(s & ~h), pick(survivors), half)
@@ -86,7 +89,7 @@ def weight_statistics(theta0: Tree, theta: Tree, counts: Tree) -> dict[str, jax.
       'sign_flips': statistics.sign_flips(before, after),
       'survivor_sign_flips': statistics.sign_flips(before, after, pick(survivors)),
       'kurtosis': statistics.kurtosis(after),
-      'survivors_from_smaller_half': sum(jax.tree.leaves(from_small)) / kept,
+      'survivors_from_smaller_half': jnp.asarray(sum(jax.tree.leaves(from_small)) / kept),
   }
 
 

@@ -267,6 +267,9 @@ def _legend(figure: Figure, styles: Styles, note: str) -> None:
     handles = [Line2D([], [], **style) for _, style in order]
     labels = [textwrap.fill(label, 44) for label, _ in order]
     legend = figure.legend(handles, labels, loc='outside upper center', ncols=columns, title=note or None)
-    if columns == 1 or legend.get_window_extent().width <= 0.98 * figure.bbox.width:
+    box = legend.get_window_extent()
+    if columns == 1 or box.width <= 0.98 * figure.bbox.width:
+      # Beyond a title and two rows it makes the figure taller, rather than the axes lower.
+      figure.set_figheight(figure.get_figheight() + max(box.height / figure.dpi - 0.5, 0))
       return
     legend.remove()

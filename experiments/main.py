@@ -18,6 +18,7 @@ import pathlib
 import re
 import sys
 import warnings
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> None:
 
   from experiments import workdir as workdirs
   known = protocols()
-  config, workdir = CONFIG.value, pathlib.Path(WORKDIR.value)
+  config, workdir = CONFIG.value, pathlib.Path(str(WORKDIR.value))
   if config.protocol not in known:
     raise UserError(f'config.protocol must be one of {sorted(known)}, got {config.protocol!r}.')
   import jax
@@ -109,7 +110,7 @@ def try_config(argv: list[str]) -> None:
     raise UserError(f'--config={named[-1]} gives no config: {type(error).__name__}: {reason[0]}') from None
 
 
-def fail(message: str):
+def fail(message: str) -> NoReturn:
   print(f'error: {message}', file=sys.stderr, flush=True)
   sys.exit(2)
 

@@ -306,7 +306,8 @@ def _percent(summary: Summary) -> str:
 def _rounded(summary: Summary) -> str:
   """Two digits of the standard deviation, or four of the mean where there is none."""
   sd, mean = (x if np.isfinite(x) else 0.0 for x in (summary.sd, summary.mean))
-  last = np.floor(np.log10(sd)) - 1 if sd else np.floor(np.log10(abs(mean))) - 3 if mean else 0
+  # The deviation of equal values is not 0 but a rounding error.
+  last = np.floor(np.log10(sd)) - 1 if sd > 1e-12 * abs(mean) else np.floor(np.log10(abs(mean))) - 3 if mean else 0
   return _mean_sd(summary, int(np.clip(-last, 0, 8)))
 
 

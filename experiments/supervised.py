@@ -4,7 +4,7 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,7 +24,7 @@ from experiments.errors import UserError
 from experiments.models import BIASES, MODELS, Model
 from experiments.optimizers import OPTIMIZERS, UPDATES
 
-STATIC_AXES = {'optimizer': OPTIMIZERS, 'update': UPDATES, 'biases': BIASES}
+STATIC_AXES: dict[str, Mapping[str, Any]] = {'optimizer': OPTIMIZERS, 'update': UPDATES, 'biases': BIASES}
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -136,7 +136,7 @@ def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: h
   A checkpoint holds the networks in their own order, so it can be read on another number of devices.
   """
   steps_per_epoch = data.labels.shape[0] // config.batch_size
-  nets, counts = [s.nets for s in slots], [s.count for s in slots]
+  nets, counts = [s.nets for s in slots], [s.number for s in slots]
   states = train.make_init(groups, slots, mesh)(theta0)
   epoch = train.make_epoch(groups, net, config.batch_size, mesh)
   gather = jax.jit(lambda tree: train.gather(tree, slots), out_shardings=train.replicated(mesh))
@@ -155,8 +155,9 @@ def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: h
     losses = np.stack(train.gather(to_host(losses), slots))
     if metrics:
       named = dict(zip([group_name(g, config) for g in groups], losses.tolist(), strict=True))
+      tags = {name: 'train_loss/' + name.replace('=', '_').replace(' ', '/') for name in named}
       metrics.write(step, {'seconds': round(progress.seconds, 3), 'train_loss': named},
-                    {f'train_loss/{name.replace("=", "_").replace(" ", "/")}': float(np.mean(values)) for name, values in named.items()})
+                    {tags[name]: float(np.mean(values)) for name, values in named.items()})
     progress.show(step, losses)
 
   pending = None
@@ -251,12 +252,12 @@ def evaluate_groups(config, groups, net, model: Model, theta0, slots, states, da
 
   outcome = []
   for i, (group, slot, state) in enumerate(zip(groups, slots, states, strict=True)):
-    before, after = by_place(theta0, slot.index), jax.jit(group.reparam.weights, out_shardings=train.by_net(mesh))(state.phi)
-    measured = program(before, after, slot.count, counts, figure_counts, data['validation'], data['test'])
-    sample = to_host(shown(before, after, slot.place[0]))
+    before, after = by_place(theta0, slot.source), jax.jit(group.reparam.weights, out_shardings=train.by_net(mesh))(state.phi)
+    measured = program(before, after, slot.number, counts, figure_counts, data['validation'], data['test'])
+    theta_before, theta_after, survivors = to_host(shown(before, after, slot.place[0]))
     outcome.append({'evaluation': train.gather([to_host(measured)], [slot])[0],
-                    'sample': evaluate.sample_weights(*sample, prune.sampled_weights),
-                    'weights': sum(x.size for x in jax.tree.leaves(sample[2]))})
+                    'sample': evaluate.sample_weights(theta_before, theta_after, survivors, prune.sampled_weights),
+                    'weights': sum(x.size for x in jax.tree.leaves(survivors))})
     say(f'evaluated group {i + 1}/{len(groups)}: {group_name(group, config)}')
   return outcome
 

@@ -1,4 +1,5 @@
 """Training of many networks as one compiled program: a group for each setting that changes the program, networks mapped in it."""
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,15 +36,15 @@ class Nets(NamedTuple):
 class Slots(NamedTuple):
   """The networks of one group on n devices, S places on each: [n·S], a device's own networks first, then repetitions."""
   nets: Nets
-  count: np.ndarray            # int32 [n]: networks of each device that are no repetitions
+  number: np.ndarray           # int32 [n]: networks of each device that are no repetitions
   place: np.ndarray            # int32 [K]: where each network of the group is
-  index: np.ndarray            # int32 [n·S]: which network is at each place
+  source: np.ndarray           # int32 [n·S]: which network is at each place
 
 
 class Batches(NamedTuple):
   """A data set: images uint8 [N, H, W, C] and labels int32 [N]."""
-  images: jax.Array
-  labels: jax.Array
+  images: jax.Array | np.ndarray
+  labels: jax.Array | np.ndarray
 
 
 def train_step(loss_fn: Callable[..., jax.Array], reparam: Reparam, tx: optax.GradientTransformation, state: TrainState,
@@ -76,7 +77,7 @@ def make_init(groups: Sequence[Group], slots: Sequence[Slots], mesh: Mesh) -> Ca
     phi = group.reparam.inverse(theta)
     return TrainState(phi, group.optimizer(learning_rate).init(phi))
   def init(theta0):
-    return [jax.vmap(lambda t, r, g=group: one(g, t, r))(jax.tree.map(lambda x, s=s: x[s.index], theta0), s.nets.learning_rate)
+    return [jax.vmap(lambda t, r, g=group: one(g, t, r))(jax.tree.map(lambda x, s=s: x[s.source], theta0), s.nets.learning_rate)
             for group, s in zip(groups, slots, strict=True)]
   return jax.jit(init, out_shardings=by_net(mesh))
 
@@ -118,7 +119,7 @@ def make_epoch(groups: Sequence[Group], net: hk.Transformed, batch_size: int, me
   def epoch(states, nets, counts, data, number, first, last):
     out = []
     for group, state, n, count in zip(groups, states, nets, counts, strict=True):
-      train = lambda *xs, group=group: one_net(group, data, number, first, last, *xs)   # noqa: E731
+      train = functools.partial(one_net, group, data, number, first, last)
       out.append(jax.vmap(train)(state, *n) if batched else each(train, count[0], state, *n))
     return [state for state, _ in out], [loss for _, loss in out]
 
@@ -172,7 +173,7 @@ def gather(states: Sequence[Tree], slots: Sequence[Slots]) -> list[Tree]:
 
 def scatter(states: Sequence[Tree], slots: Sequence[Slots]) -> list[Tree]:
   """Leaves [K, ...] by network → [n·S, ...] by place."""
-  return [jax.tree.map(lambda x, s=s: x[s.index], state) for state, s in zip(states, slots, strict=True)]
+  return [jax.tree.map(lambda x, s=s: x[s.source], state) for state, s in zip(states, slots, strict=True)]
 
 
 def by_net(mesh: Mesh) -> NamedSharding:

@@ -166,7 +166,7 @@ class Metrics:
 
 def _event_writer(workdir: pathlib.Path, step: int) -> Any:
   try:
-    from tensorboardX import SummaryWriter   # an optional extra
+    from tensorboardX import SummaryWriter  # an optional extra
   except ImportError:
     return None
   return SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)

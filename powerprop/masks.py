@@ -71,6 +71,7 @@ def top_k_global(scores: Any, k: int | jax.Array, live: Any = None) -> Any:
     hashes = _hashes([x.shape for x in leaves])
     wanted = k - rank.above
     least = kth_pattern([jnp.where(tie, h, 0) for tie, h in zip(ties, hashes, strict=True)], wanted).pattern
+    # For k = 0 `least` is the largest integer, which one hash equals.
     return [a | (tie & (h >= least) & (wanted > 0)) for a, tie, h in zip(above, ties, hashes, strict=True)]
 
   return jax.tree.unflatten(jax.tree.structure(scores), lax.cond(rank.reached > k, split_ties, at_least))

@@ -43,7 +43,8 @@ def reparameterise(net: Net, reparam: Reparam) -> Net:
   """
   stateful = isinstance(net, hk.TransformedWithState)
   # What of apply's arguments after the parameters is for init as well; hk.without_apply_rng takes the key away.
-  inputs_at = stateful + ('rng' in inspect.signature(net.apply).parameters)
+  signature = inspect.signature(net.apply)
+  inputs_at = 1 + stateful + ('rng' in signature.parameters)
   settled: dict[Any, Reparam] = {}                          # a cache: a pure function of the key
 
   def settle(params: Tree, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reparam:
@@ -57,15 +58,16 @@ def reparameterise(net: Net, reparam: Reparam) -> Net:
     return settled[key]
 
   @functools.wraps(net.init)   # haiku's own combinators look at what it hangs on these functions
-  def init(rng, *args, **kwargs):
-    out = net.init(rng, *args, **kwargs)
+  def init(rng: Any, *args: Any, **kwargs: Any) -> Any:
+    out: Any = net.init(rng, *args, **kwargs)
     theta = out[0] if stateful else out
     phi = settle(theta, args, kwargs).inverse(theta)
     return (phi, out[1]) if stateful else phi
 
   @functools.wraps(net.apply)
-  def apply(params, *rest, **kwargs):
-    theta = settle(params, rest[inputs_at:], {k: v for k, v in kwargs.items() if k != 'rng'}).weights(params)
+  def apply(params: Tree, *rest: Any, **kwargs: Any) -> Any:
+    call = signature.bind(params, *rest, **kwargs)
+    theta = settle(params, call.args[inputs_at:], call.kwargs).weights(params)
     return net.apply(theta, *rest, **kwargs)
 
   return type(net)(init, apply)
@@ -77,7 +79,7 @@ def _constant_params(init: Callable[..., Any], stateful: bool, wanted: list[bool
   leaves, treedef = jax.tree.flatten((args, kwargs))
   dynamic = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array | np.ndarray)]
 
-  def from_arrays(key, arrays):
+  def from_arrays(key: jax.Array, arrays: list[jax.Array]) -> Tree:
     filled = list(leaves)
     for i, x in zip(dynamic, arrays, strict=True):
       filled[i] = x
@@ -110,7 +112,7 @@ def _known_outputs(closed: ClosedJaxpr, wanted: list[bool]) -> list[Any]:
     if needed.intersection(eqn.outvars):
       needed.update(v for v in eqn.invars if not isinstance(v, Literal))
       kept.append(eqn)
-  part = jaxpr.replace(invars=[], outvars=outvars, eqns=kept[::-1], debug_info=None)
+  part = jaxpr.replace(invars=[], outvars=outvars, eqns=kept[::-1], debug_info=jaxpr.debug_info.with_unknown_names())
   with jax.ensure_compile_time_eval():   # the caller may be inside jit
     values = iter(jaxpr_as_fun(ClosedJaxpr(part, closed.consts))())
   return [next(values) if pick else None for pick in picked]

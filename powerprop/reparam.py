@@ -16,6 +16,7 @@ import numpy as np
 
 Tree = Any
 Where = Callable[[str, Any], bool]
+Arrays = tuple[jax.Array, ...]
 Alpha = float | Mapping[str, float] | Callable[[str, Any], float]
 
 # The paper suggests α in (1, 3] "for numerical stability reasons" (its footnote 2).
@@ -73,7 +74,7 @@ def psi_slope(phi: jax.Array, alpha: float | jax.Array) -> jax.Array:
   alpha = _check(phi, alpha)
   if isinstance(alpha, float):
     return jnp.ones_like(phi) if alpha == 1 else _slope(phi, alpha)
-  x, a = _compute(phi), alpha.astype(_compute_dtype(phi))
+  x, a = _compute(phi), jnp.asarray(alpha, _compute_dtype(phi))
   return (a * jnp.power(jnp.abs(x), a - 1)).astype(phi.dtype)
 
 
@@ -140,7 +141,7 @@ def _psi(phi: jax.Array, alpha: float) -> jax.Array:
 
 
 @_psi.defjvp
-def _psi_jvp(alpha, primals, tangents):
+def _psi_jvp(alpha: float, primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
   # A custom rule, since pruned weights sit at exactly 0. The two powers are one after common-subexpression elimination.
   (phi,), (dphi,) = primals, tangents
   return _psi(phi, alpha), _slope(phi, alpha) * dphi
@@ -152,7 +153,7 @@ def _slope(phi: jax.Array, alpha: float) -> jax.Array:
 
 
 @_slope.defjvp
-def _slope_jvp(alpha, primals, tangents):
+def _slope_jvp(alpha: float, primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
   (phi,), (dphi,) = primals, tangents
   x = _compute(phi)
   safe = jnp.where(x == 0, jnp.ones_like(x), jnp.abs(x))
@@ -162,14 +163,14 @@ def _slope_jvp(alpha, primals, tangents):
 
 @jax.custom_jvp
 def _psi_traced(phi: jax.Array, alpha: jax.Array) -> jax.Array:
-  x, a = _compute(phi), alpha.astype(_compute_dtype(phi))
+  x, a = _compute(phi), jnp.asarray(alpha, _compute_dtype(phi))
   return (x * jnp.power(jnp.abs(x), a - 1)).astype(phi.dtype)   # 0^0 = 1, so α = 1 is exact here too
 
 
 @_psi_traced.defjvp
-def _psi_traced_jvp(primals, tangents):
+def _psi_traced_jvp(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
   (phi, alpha), (dphi, dalpha) = primals, tangents
-  x, a = _compute(phi), alpha.astype(_compute_dtype(phi))
+  x, a = _compute(phi), jnp.asarray(alpha, _compute_dtype(phi))
   m = jnp.power(jnp.abs(x), a - 1)
   log = jnp.log(jnp.where(x == 0, jnp.ones_like(x), jnp.abs(x)))    # Ψ(0) log 0 → 0
   tangent = a * m * dphi.astype(x.dtype) + x * m * log * dalpha.astype(x.dtype)
@@ -184,7 +185,7 @@ def _psi_inverse(theta: jax.Array, alpha: jax.Array) -> jax.Array:
 
 
 @_psi_inverse.defjvp
-def _psi_inverse_jvp(primals, tangents):
+def _psi_inverse_jvp(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
   (theta, alpha), (dtheta, dalpha) = primals, tangents
   x = _compute(theta)
   phi = jnp.sign(x) * jnp.power(jnp.abs(x), 1 / alpha)
@@ -266,7 +267,7 @@ def make_reparam(where: Callable[[Tree], Tree], alphas: Callable[[Tree], Tree]) 
   """A `Reparam` from the trees of its weights (bool) and powers (float), given as functions of a tree."""
 
   def on_tree(f: Callable[[jax.Array, float], jax.Array]) -> Callable[[Tree], Tree]:
-    def leaf(path, x, alpha):
+    def leaf(path: tuple[Any, ...], x: jax.Array, alpha: float) -> jax.Array:
       if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f'the `where` of powerpropagation chose {leaf_name(path)}, whose dtype {x.dtype} is not floating.')
       return f(x, alpha)

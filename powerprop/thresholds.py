@@ -63,14 +63,13 @@ def kth_pattern(leaves: Sequence[jax.Array], k: jax.Array) -> Rank:
     k: int32 scalar.
   """
   dtype = magnitude_bits(leaves[0]).dtype
-  bits, top = jnp.iinfo(dtype).bits - 1, jnp.iinfo(dtype).max
+  bits = jnp.iinfo(dtype).bits - 1
 
   def narrow(i: Any, rank: Rank) -> Rank:
     shift = jnp.maximum(bits - _DIGIT * (i + 1), 0).astype(dtype)
-    steps = jnp.arange(1, 2 ** _DIGIT, dtype=dtype) << shift
-    thresholds = rank.pattern + jnp.minimum(steps, top - rank.pattern)
-    # Tied to the thresholds, or XLA takes the bits out of the loop: a copy of all data, and half as much time
-    # again.
+    digits = jnp.arange(1, 2 ** _DIGIT, dtype=dtype) << shift
+    thresholds = rank.pattern | digits  # the last pass has one bit left and sets its neighbour again, to no effect
+    # Tied to the thresholds, or XLA takes the bits out of the loop: all data copied, and half as much time again.
     data, thresholds = lax.optimization_barrier((leaves, thresholds))
     at_least = count_at_least(data, thresholds)
     enough = at_least >= k

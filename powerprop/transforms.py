@@ -2,6 +2,7 @@
 
 Both wrap an inner chain rather than stand in it, so that decay, clipping and trust ratios inside see what they should.
 """
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from powerprop.reparam import Reparam, Tree, describe_leaves
+
+Update = Callable[[Tree, Any, Tree], tuple[Tree, Any]]   # optax's: (gradients, state, parameters) → (updates, state)
 
 
 def target_propagation(inner: optax.GradientTransformation, reparam: Reparam) -> optax.GradientTransformationExtraArgs:
@@ -40,10 +43,11 @@ def target_propagation(inner: optax.GradientTransformation, reparam: Reparam) ->
   Raises: ValueError when `update` gets no parameters or gradients of another structure.
   Source: Schwarz et al. 2021 (arXiv:2110.00296), section 2; the curvature argument is its footnote 1.
   """
-  def update(inner_update, pull, grads, state, theta, phi):
+  def update(inner_update: Update, grads: Tree, state: Any, phi: Tree) -> tuple[Tree, Any]:
+    theta, pull = _pullback(reparam, phi)
     u, state = inner_update(grads, state, theta)
     return pull(u), state
-  return _wrap(inner, reparam, reparam.weights, update)
+  return _wrap(inner, reparam.weights, update)
 
 
 def backpropagation(inner: optax.GradientTransformation, reparam: Reparam) -> optax.GradientTransformationExtraArgs:
@@ -56,36 +60,46 @@ def backpropagation(inner: optax.GradientTransformation, reparam: Reparam) -> op
   Args, Returns, Raises: as for `target_propagation`, state in float32 included.
   Source: Schwarz et al. 2021, section 2, eq. (1).
   """
-  def update(inner_update, pull, grads, state, theta, phi):
+  def update(inner_update: Update, grads: Tree, state: Any, phi: Tree) -> tuple[Tree, Any]:
+    _, pull = _pullback(reparam, phi)
     return inner_update(pull(grads), state, phi)
-  return _wrap(inner, reparam, lambda phi: phi, update)
+  return _wrap(inner, lambda phi: phi, update)
 
 
-def _wrap(inner: optax.GradientTransformation, reparam: Reparam, seen: Callable[[Tree], Tree],
-          step: Callable[..., Any]) -> optax.GradientTransformationExtraArgs:
-  """What the two share: float32 inside, the caller's dtype outside, Ψ and its transposed Jacobian from one evaluation."""
+def _wrap(inner: optax.GradientTransformation, seen: Callable[[Tree], Tree],
+          step: Callable[[Update, Tree, Any, Tree], tuple[Tree, Any]]) -> optax.GradientTransformationExtraArgs:
+  """What the two share: checks, extra arguments, float32 inside and the caller's dtype outside. `inner` begins at seen(φ)."""
   inner = optax.with_extra_args_support(inner)
 
-  def init(params):
+  def init(params: Tree) -> Any:
     return inner.init(seen(_promote(params)))
 
-  def update(updates, state, params=None, **extra_args):   # optax hands `params` over by keyword as well
+  # optax hands `params` over by keyword as well.
+  def update(updates: Tree, state: Any, params: Tree = None, **extra_args: Any) -> tuple[Tree, Any]:
     if params is None:
       raise ValueError('update needs the stored parameters φ: tx.update(grads, state, phi).')
-    if jax.tree.structure(updates) != jax.tree.structure(params):
+    structure: Any = jax.tree.structure(updates)
+    if structure != jax.tree.structure(params):
       raise ValueError(f'gradients and parameters differ in structure: got {describe_leaves(updates)}; '
                        f'parameters are {describe_leaves(params)}.')
-    phi = _promote(params)
-    theta, pull = jax.vjp(reparam.weights, phi)
-    u, state = step(lambda g, s, p: inner.update(g, s, p, **extra_args), lambda u: pull(u)[0],
-                    jax.tree.map(lambda g, p: g.astype(p.dtype), updates, phi), state, theta, phi)
-    return jax.tree.map(lambda u, p: u.astype(p.dtype), u, params), state
+    u, state = step(functools.partial(inner.update, **extra_args), _promote(updates), state, _promote(params))
+    return _cast(u, params), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _pullback(reparam: Reparam, phi: Tree) -> tuple[Tree, Callable[[Tree], Tree]]:
+  """θ = Ψ(φ) and v ↦ Jᵀv at φ, that is times the slope; |φ|^(α−1) is computed once for both."""
+  theta, pull = jax.vjp(reparam.weights, phi)
+  return theta, lambda v: pull(_cast(v, theta))[0]
+
+
+def _cast(tree: Tree, like: Tree) -> Tree:
+  return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, like)
+
+
 def _promote(tree: Tree) -> Tree:
   """Floating leaves in at least float32; others as they are."""
-  def leaf(x):
+  def leaf(x: Any) -> Any:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if jnp.issubdtype(x.dtype, jnp.floating) else x
   return jax.tree.map(leaf, tree)

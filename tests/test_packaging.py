@@ -49,7 +49,7 @@ def test_every_import_is_a_declared_dependency(folder):
   packages = importlib.metadata.packages_distributions()
   for file in (ROOT / folder).rglob('*.py'):
     for module, at_once in _imports(file):
-      if module in sys.stdlib_module_names or module in OURS:
+      if module in sys.stdlib_module_names or module in OURS or (file.parent / f'{module}.py').exists():
         continue
       carriers = {_canonical(name) for name in packages.get(module, [module])}
       # Code for users must start without any extra; what it imports later, and tests, may need one.

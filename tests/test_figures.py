@@ -1,0 +1,203 @@
+"""Drawing, checked on what a Figure holds and on the written bytes. All curves here are made by formulas."""
+
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib
+import matplotlib.colors
+import numpy as np
+import pytest
+import scipy.stats
+
+from experiments import figures
+from experiments.figures import Curve, Panel
+
+KEPT = 100 * np.geomspace(0.01, 1, 20)
+
+
+def falling(label, knee, sd=2.0):
+  """Accuracy that falls once fewer than `knee` per cent are kept."""
+  return Curve(label, KEPT, 98 - 70 / (1 + (KEPT / knee) ** 2), np.full(20, sd))
+
+
+FIVE = [falling(f'α = {alpha}', 6 / alpha) for alpha in range(1, 6)]
+LONG = [falling(f'Adam, target propagation, reparameterised biases {i}', i) for i in range(1, 5)]
+
+
+def weights(n=2000):
+  initial = 0.05 * np.sin(np.arange(n)).astype(np.float32)
+  final = initial * (1 + 200 * initial ** 2)
+  return initial, final, np.abs(final) > np.quantile(np.abs(final), 0.9)
+
+
+def drawn():
+  by_alpha = [Panel(f'α = {alpha}', LONG) for alpha in (1, 2, 3, 4)]
+  rates = [Panel('dense', FIVE), Panel('pruned', FIVE)]
+  return {
+    'accuracy': figures.accuracy_figure(FIVE, True, 'mean ± sd, n = 5'),
+    'overlap': figures.overlap_figure(FIVE, True, 'mean ± sd, n = 5'),
+    'one panel': figures.panels_figure([Panel('', FIVE)], True, 'n = 5', 'kept'),
+    'three panels': figures.panels_figure(by_alpha[1:], False, 'n = 3', 'kept'),
+    'four panels': figures.panels_figure(by_alpha, False, 'n = 3', 'kept'),
+    'learning rate': figures.panels_figure(rates, True, '', 'learning rate'),
+    'weights': figures.weights_figure(*weights(), '#0072B2', 'α = 4'),
+  }
+
+
+@pytest.fixture(scope='module')
+def all_figures():
+  return drawn()
+
+
+@pytest.mark.parametrize('samples', [
+  np.array([-1.0, 1.0]), np.array([0.0, 0.0, 0.0, 3.0]), np.linspace(-2, 5, 37) ** 3,
+  np.array([1.0, 2.0, 4.0, np.nan, np.inf]), np.array([1.5, 2.5], np.float32)])
+def test_kde_is_that_of_scipy_at_silvermans_width(samples):
+  finite = samples[np.isfinite(samples)].astype(np.float64)
+  sd = np.std(finite, ddof=1)
+  quartiles = np.subtract(*np.percentile(finite, [75, 25])) / 1.34
+  width = 0.9 * (min(sd, quartiles) if quartiles > 0 else sd) * len(finite) ** -0.2
+  grid = np.linspace(finite.min() - 1, finite.max() + 1, 50)
+  # scipy's factor is in units of the standard deviation. 1e-9: two sums of the same float64 terms.
+  expected = scipy.stats.gaussian_kde(finite, bw_method=width / sd)(grid)
+  np.testing.assert_allclose(figures.gaussian_kde(samples, grid), expected, rtol=1e-9)
+
+
+def test_kde_integrates_to_one():
+  grid = np.linspace(-12, 12, 4001)
+  density = figures.gaussian_kde(np.array([-3.0, -2.5, 0.0, 1.0, 4.0]), grid)
+  assert np.sum(density) * (grid[1] - grid[0]) == pytest.approx(1, abs=1e-6)  # the tails beyond ±12 hold less
+
+
+@pytest.mark.parametrize('samples', [np.array([]), np.array([2.0]), np.full(5, 2.0), np.array([np.nan, 1.0])])
+def test_kde_of_fewer_than_two_values_is_undefined(samples):
+  assert np.isnan(figures.gaussian_kde(samples, np.arange(3.0))).all()
+
+
+def test_accuracy_shows_every_curve_and_its_band_in_both_panels():
+  figure = figures.accuracy_figure(FIVE[:2], True, 'n = 5')
+  whole, detail = figure.axes
+  for ax in (whole, detail):
+    assert ax.get_xscale() == 'log' and ax.get_xlim()[0] > 100 > 1 > ax.get_xlim()[1]  # sparser to the right
+    for line, curve in zip(ax.get_lines(), FIVE, strict=False):
+      np.testing.assert_array_equal(line.get_xydata(), np.column_stack([curve.x, curve.mean]))
+    band = ax.collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() == pytest.approx(FIVE[0].mean.max() + 2)
+    assert band[:, 1].min() == pytest.approx(FIVE[0].mean.min() - 2)
+  assert whole.get_ylim()[0] < FIVE[0].mean.min() - 2
+  assert detail.get_ylim()[0] > 90  # an enlargement
+
+
+def test_chance_is_half_at_half_and_sure_at_the_ends():
+  figure = figures.overlap_figure(FIVE[:1], True, '')
+  chance = figure.axes[0].get_lines()[0].get_xydata()
+  expected = [[0, 100], [25, 62.5], [50, 50], [75, 62.5], [100, 100]]
+  np.testing.assert_allclose(chance[[0, 50, 100, 150, 200]], expected)
+
+
+def test_no_band_where_the_spread_is_unknown():
+  alone = FIVE[0]._replace(sd=np.full(20, np.nan))
+  figure = figures.accuracy_figure([alone], True, '')
+  assert all(len(band.get_paths()) == 0 for ax in figure.axes for band in ax.collections)
+  np.testing.assert_array_equal(figure.axes[0].get_lines()[0].get_ydata(), alone.mean)
+
+
+def test_undefined_means_are_drawn_around():
+  holed = FIVE[0]._replace(mean=np.where(np.arange(20) < 4, np.nan, FIVE[0].mean))
+  empty = FIVE[1]._replace(mean=np.full(20, np.nan), sd=np.full(20, np.nan))
+  for figure in (figures.accuracy_figure([holed, empty], True, ''),
+                 figures.accuracy_figure([empty], True, ''),
+                 figures.overlap_figure([empty], True, ''),
+                 figures.panels_figure([Panel('', [empty])], True, '', 'learning rate')):
+    figure.draw_without_rendering()
+    assert np.isfinite([ax.get_ylim() for ax in figure.axes]).all()
+
+
+@pytest.mark.parametrize('kept', [0, 1, 2000])
+def test_weights_of_any_number_of_survivors_can_be_drawn(kept):
+  initial, final, _ = weights()
+  initial[3], final[5] = np.nan, np.inf  # a network that diverged
+  figures.weights_figure(initial, final, np.arange(2000) < kept, '#0072B2', '').draw_without_rendering()
+
+
+def test_weights_are_split_into_survivors_and_pruned():
+  initial, final, kept = weights()
+  ax = figures.weights_figure(initial, final, kept, '#0072B2', 'α = 4').axes[0]
+  pruned, survivors = ax.collections
+  np.testing.assert_array_equal(survivors.get_offsets(), np.column_stack([initial[kept], final[kept]]))
+  np.testing.assert_array_equal(pruned.get_offsets(), np.column_stack([initial[~kept], final[~kept]]))
+  for low, high, values in ((*ax.get_xlim(), initial), (*ax.get_ylim(), final)):
+    assert low < values.min() and values.max() < high  # no weight lies outside
+  assert matplotlib.colors.to_hex(survivors.get_facecolor()[0]).upper() == '#0072B2'
+
+
+def test_an_unknown_axis_is_refused():
+  with pytest.raises(ValueError, match=r"'epochs'.*'learning rate'"):
+    figures.panels_figure([Panel('', FIVE)], True, '', 'epochs')
+
+
+@pytest.mark.parametrize('ordered', [True, False])
+def test_seven_lines_differ_in_colour_dash_and_marker(ordered):
+  styles = figures.line_styles([str(i) for i in range(7)], ordered).values()
+  for key in ('color', 'linestyle', 'marker'):
+    assert len({str(style[key]) for style in styles}) == 7
+
+
+def test_ordered_lines_grow_lighter():
+  colours = [style['color'] for style in figures.line_styles('abcde', True).values()]
+  luminance = [np.dot(matplotlib.colors.to_rgb(colour), [0.2126, 0.7152, 0.0722]) for colour in colours]
+  assert (np.diff(luminance) > 0.05).all()  # each step can be seen in grey
+  assert luminance[-1] < 0.75  # and the palest one on white
+
+
+def test_figures_are_readable_at_column_width(all_figures):
+  for name, figure in all_figures.items():
+    figure.draw_without_rendering()
+    assert figure.get_figwidth() == pytest.approx(3.4), name
+    texts = figure.findobj(lambda artist: isinstance(artist, matplotlib.text.Text) and artist.get_visible())
+    assert min(text.get_fontsize() for text in texts if text.get_text()) >= 7, name
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= figure.bbox.x0 and legend.x1 <= figure.bbox.x1, f'{name}: its legend is cut off'
+    assert not any(legend.overlaps(ax.get_window_extent()) for ax in figure.axes if ax.axison), name
+
+
+def test_the_legend_reads_from_left_to_right():
+  figure = figures.overlap_figure(FIVE, True, '')
+  figure.draw_without_rendering()
+  legend = figure.legends[0]
+  boxes = {text.get_text(): text.get_window_extent() for text in legend.get_texts()}
+  order = sorted(boxes, key=lambda label: (-round(boxes[label].y0), boxes[label].x0))
+  assert order == ['α = 1', 'α = 2', 'α = 3', 'α = 4', 'α = 5', 'chance']
+
+
+def test_a_tall_legend_takes_no_room_from_the_panels(all_figures):
+  figure = all_figures['three panels']
+  figure.draw_without_rendering()
+  assert min(ax.get_window_extent().height for ax in figure.axes) > 0.9 * figure.dpi  # inches
+
+
+def test_a_panel_above_an_empty_place_carries_its_numbers():
+  figure = figures.panels_figure([Panel(f'α = {i}', FIVE[:2]) for i in (2, 3, 4)], False, '', 'kept')
+  figure.draw_without_rendering()
+  labels = [ax.get_xticklabels() for ax in figure.axes]
+  labelled = [any(label.get_visible() and label.get_text() for label in some) for some in labels]
+  assert labelled[1:3] == [True, True] and not labelled[0]
+
+
+def test_saved_files_are_the_same_each_time_whatever_the_users_settings(tmp_path):
+  first = {path.name: path.read_bytes() for name, figure in drawn().items()
+           for path in figures.save(figure, tmp_path / name)}
+  with matplotlib.rc_context({'font.size': 20, 'lines.linewidth': 9, 'axes.facecolor': 'red'}):
+    for name, figure in drawn().items():
+      for path in figures.save(figure, tmp_path / name):
+        assert path.read_bytes() == first[path.name], path.name
+  assert sorted(path.name for path in tmp_path.iterdir()) == sorted(first)
+
+
+def test_svg_is_xml_without_dates_and_png_has_200_dots_an_inch(tmp_path, all_figures):
+  for name, figure in all_figures.items():
+    png, svg = figures.save(figure, tmp_path / 'figures' / name)
+    assert ElementTree.parse(svg).getroot().tag == '{http://www.w3.org/2000/svg}svg'
+    assert b'date' not in svg.read_bytes() and str(tmp_path).encode() not in svg.read_bytes()
+    assert png.read_bytes()[:8] == b'\x89PNG\r\n\x1a\n'
+    assert int.from_bytes(png.read_bytes()[16:20], 'big') == 680  # 3.4 in
+    assert svg.stat().st_size < 400_000, f'{name}: too large to commit'

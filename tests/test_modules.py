@@ -1,0 +1,168 @@
+"""Networks whose parameters are φ: same function at initialisation, same signatures, leaves of zeros left alone."""
+import warnings
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from powerprop import keep_zeros, powerpropagation, reparameterise, target_propagation
+from powerprop.reparam import leaf_name
+
+
+def mlp(x):
+  return hk.nets.MLP([16, 8, 3])(x)
+
+
+def small_resnet(x, is_training):
+  """A ResNet-50 in small: the same stock class, with its zero classifier and zero scales."""
+  return hk.nets.ResNet((1, 1, 1, 1), 3, bottleneck=True, channels_per_group=(8, 8, 8, 8), use_projection=(True,) * 4)(x, is_training)
+
+
+def test_init_is_the_inverse_and_the_function_is_preserved():
+  net = hk.transform(mlp)
+  x = jax.random.normal(jax.random.key(1), (5, 4))
+  theta = net.init(jax.random.key(0), x)
+  transformed = reparameterise(net, powerpropagation(2.0))
+  phi = transformed.init(jax.random.key(0), x)
+  w = np.asarray(theta['mlp/~/linear_1']['w'], np.float64)
+  np.testing.assert_allclose(phi['mlp/~/linear_1']['w'], np.sign(w) * np.sqrt(np.abs(w)), rtol=1e-6)
+  assert all(np.array_equal(phi[m]['b'], theta[m]['b']) for m in theta)
+  np.testing.assert_allclose(transformed.apply(phi, None, x), net.apply(theta, None, x), rtol=1e-5, atol=1e-6)
+
+
+def test_alpha_one_changes_no_bit():
+  net = hk.transform(mlp)
+  x = jax.random.normal(jax.random.key(1), (5, 4))
+  same = reparameterise(net, powerpropagation(1.0))
+  theta, phi = net.init(jax.random.key(0), x), same.init(jax.random.key(0), x)
+  assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(theta), jax.tree.leaves(phi), strict=True))
+  np.testing.assert_array_equal(same.apply(phi, None, x), net.apply(theta, None, x))
+
+
+def test_gradient_through_the_network_is_that_at_theta_times_the_slope():
+  net = hk.without_apply_rng(hk.transform(mlp))
+  x = jax.random.normal(jax.random.key(1), (5, 4))
+  reparam = powerpropagation(3.0)
+  transformed = reparameterise(net, reparam)
+  phi = transformed.init(jax.random.key(0), x)
+  got = jax.grad(lambda p: jnp.sum(transformed.apply(p, x) ** 2))(phi)
+  at_theta = jax.grad(lambda p: jnp.sum(net.apply(p, x) ** 2))(reparam.weights(phi))
+  for module in phi:
+    slope = 3 * np.asarray(phi[module]['w'], np.float64) ** 2
+    np.testing.assert_allclose(got[module]['w'], at_theta[module]['w'] * slope, rtol=1e-5, atol=1e-7)
+    np.testing.assert_array_equal(got[module]['b'], at_theta[module]['b'])
+
+
+@pytest.mark.parametrize('inner', [True, False])
+def test_every_signature_of_haiku(inner):
+  """With and without state, with and without the key, in either order of the combinators, arguments by keyword."""
+  def with_rng(net):
+    return hk.without_apply_rng(net) if not inner else net
+  x = jnp.ones((2, 8, 8, 3))
+  plain = reparameterise(with_rng(hk.transform(lambda x: mlp(x.reshape(2, -1)))), powerpropagation(2.0))
+  plain = plain if not inner else hk.without_apply_rng(plain)
+  assert isinstance(plain, hk.Transformed)
+  assert plain.apply(plain.init(jax.random.key(0), x), x).shape == (2, 3)
+  assert plain.apply(params=plain.init(jax.random.key(0), x=x), x=x).shape == (2, 3)
+  net = hk.transform_with_state(lambda x, is_training: hk.BatchNorm(True, True, 0.9)(mlp(x.reshape(2, -1)), is_training))
+  stateful = reparameterise(net, powerpropagation(2.0))
+  assert isinstance(stateful, hk.TransformedWithState)
+  params, state = stateful.init(jax.random.key(0), x, is_training=True)
+  fresh = reparameterise(net, powerpropagation(2.0))     # as after a restart: apply without init
+  out, new_state = jax.jit(fresh.apply, static_argnames='is_training')(params, state, None, x, is_training=True)
+  assert out.shape == (2, 3) and jax.tree.structure(new_state) == jax.tree.structure(state)
+  out, _ = fresh.apply(params, state=state, rng=None, x=x, is_training=False)
+  assert out.shape == (2, 3)
+
+
+def test_leaves_of_zeros_are_found_without_values():
+  """In init and in apply, in any order, under jit and grad: the answer comes from the network, not from its parameters."""
+  net = hk.transform_with_state(small_resnet)
+  x = jnp.ones((2, 32, 32, 3))
+  zero = 'res_net/~/logits/w'
+  theta, state = jax.jit(net.init, static_argnames='is_training')(jax.random.key(0), x, is_training=True)
+  assert not theta['res_net/~/logits']['w'].any()
+  moved = jax.tree.map(lambda w: w + 0.5, theta)   # nothing in it is zero any more
+  for first in ('init', 'apply'):
+    transformed = reparameterise(net, powerpropagation(2.0))
+    with pytest.warns(UserWarning, match=f'kept at alpha = 1 .*: {zero}\\.$'):
+      if first == 'init':
+        phi, _ = jax.jit(transformed.init, static_argnames='is_training')(jax.random.key(0), x, is_training=True)
+        assert not phi['res_net/~/logits']['w'].any()
+      else:
+        out, _ = jax.jit(transformed.apply, static_argnames='is_training')(moved, state, None, x, is_training=True)
+    with warnings.catch_warnings():
+      warnings.simplefilter('error')   # said once
+      grads = jax.grad(lambda p, t=transformed: t.apply(p, state, None, x, is_training=True)[0].sum())(moved)
+  with pytest.warns(UserWarning):
+    expected = keep_zeros(powerpropagation(2.0), theta)
+  np.testing.assert_allclose(out, net.apply(expected.weights(moved), state, None, x, is_training=True)[0], rtol=1e-4, atol=1e-5)
+  assert grads['res_net/~/logits']['w'].any()
+
+
+def test_constants_that_are_not_zero_and_zeros_of_other_origin():
+  """An initialiser of ones is reparameterised; zeros made in roundabout ways, inside jit too, are found."""
+  def net(x):
+    zeros = jax.jit(lambda: jnp.zeros((4, 4)) * 2.0)
+    a = hk.Linear(4, w_init=hk.initializers.Constant(1.0), name='ones')(x)
+    b = hk.Linear(4, w_init=lambda shape, dtype: zeros().astype(dtype), name='zeros')(a)
+    c = hk.Linear(4, w_init=lambda shape, dtype: hk.initializers.RandomNormal()(shape, dtype) * 0.0, name='random')(b)
+    return c
+  transformed = reparameterise(hk.without_apply_rng(hk.transform(net)), powerpropagation(2.0))
+  with pytest.warns(UserWarning, match=r': zeros/w\.$'):
+    phi = transformed.init(jax.random.key(0), jnp.ones((1, 4)))
+  phi = jax.tree.map(lambda x: jnp.full_like(x, 3.0), phi)
+  x = jnp.eye(4)[:1]
+  # 3² and Σ: ones 9+3 = 12 each; zeros (α = 1): 4·12·3 + 3 = 147; random: 4·147·9 + 3 = 5295.
+  np.testing.assert_array_equal(transformed.apply(phi, x), np.full((1, 4), 5295.0))
+
+
+def test_a_network_without_weights_is_an_error():
+  net = reparameterise(hk.transform(lambda x: hk.LayerNorm(-1, True, True)(x)), powerpropagation(2.0))
+  with pytest.raises(ValueError, match='chose none of these leaves: layer_norm/offset'):
+    net.init(jax.random.key(0), jnp.ones((2, 3)))
+
+
+def test_mobilenet_keeps_its_function():
+  net = hk.transform_with_state(lambda x, is_training: hk.nets.MobileNetV1((1, 2), (8, 16), num_classes=3)(x, is_training))
+  x = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+  init, transformed = jax.jit(net.init, static_argnames='is_training'), reparameterise(net, powerpropagation(2.0))
+  theta, state = init(jax.random.key(0), x, is_training=True)
+  phi, _ = jax.jit(transformed.init, static_argnames='is_training')(jax.random.key(0), x, is_training=True)
+  names = {leaf_name(p) for p, a in jax.tree_util.tree_leaves_with_path(powerpropagation(2.0).alphas(phi)) if a != 1}
+  assert len(names) == 6 and all(name.endswith('/w') for name in names)   # stem, two depthwise, two pointwise, classifier
+  np.testing.assert_allclose(transformed.apply(phi, state, None, x, is_training=False)[0],
+                             net.apply(theta, state, None, x, is_training=False)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_every_leaf_of_resnet50_moves():
+  """The stock network, whose zero classifier would hold everything but its bias in place (all gradients are exactly 0)."""
+  net = hk.transform_with_state(lambda x: hk.nets.ResNet50(3)(x, is_training=True))
+  x = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
+  labels = jnp.array([0, 1, 2, 0])
+  theta, state = jax.jit(net.init)(jax.random.key(0), x)
+  with pytest.warns(UserWarning, match='res_net50/~/logits/w'):
+    reparam = keep_zeros(powerpropagation(2.0), theta)
+  tx = target_propagation(optax.sgd(0.1), reparam)
+  start = phi = reparam.inverse(theta)
+
+  @jax.jit
+  def steps(phi, state):
+    def step(carry, _):
+      phi, state, opt_state = carry
+      def loss(w):
+        logits, new = net.apply(w, state, None, x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new
+      grads, state = jax.grad(loss, has_aux=True)(reparam.weights(phi))
+      updates, opt_state = tx.update(grads, opt_state, phi)
+      return (optax.apply_updates(phi, updates), state, opt_state), None
+    # Classifier, then the zero scales before it, then what is under them: each step wakes the next.
+    return jax.lax.scan(step, (phi, state, tx.init(phi)), None, 5)[0][0]
+
+  end = steps(phi, state)
+  still = [leaf_name(path) for (path, a), b in
+           zip(jax.tree_util.tree_leaves_with_path(start), jax.tree.leaves(end), strict=True) if np.array_equal(a, b)]
+  assert still == []
