@@ -32,6 +32,7 @@ def reference(score, k, live=None):
 
 
 TOP_K = jax.jit(masks.top_k)
+GLOBAL = jax.jit(masks.top_k_global)
 
 
 def normal(shape, dtype='float32', seed=0):
@@ -100,7 +101,7 @@ def test_float64_is_told_apart_beyond_float32():
 
 
 def test_ties_are_spread_evenly():
-  mask = np.asarray(masks.top_k(jnp.ones((256, 512)), 256 * 512 // 4))
+  mask = np.asarray(TOP_K(jnp.ones((256, 512)), 256 * 512 // 4))
   # At random the number kept has sd sqrt(512 * 1/4 * 3/4) = 9.8 by row and 6.9 by column: five sd are one
   # case in 1.7 million, half an sd would be a lattice. Eight neighbours are all kept in 4⁻⁸ of cases.
   assert np.all(np.abs(mask.sum(1) - 128) < 49) and np.all(np.abs(mask.sum(0) - 64) < 35)
@@ -133,8 +134,8 @@ def test_tie_work_is_a_branch():
 def test_vmap_and_lax_map_agree():
   score, ks = jnp.round(2 * normal((5, 30))), jnp.array([0, 1, 10, 29, 30])
   expected = [reference(row, k) for row, k in zip(score, ks.tolist(), strict=True)]
-  np.testing.assert_array_equal(jax.vmap(masks.top_k)(score, ks), expected)
-  np.testing.assert_array_equal(jax.lax.map(lambda pair: masks.top_k(*pair), (score, ks)), expected)
+  np.testing.assert_array_equal(jax.vmap(TOP_K)(score, ks), expected)
+  np.testing.assert_array_equal(jax.lax.map(lambda pair: TOP_K(*pair), (score, ks)), expected)
 
 
 @pytest.mark.parametrize('spec', [PartitionSpec('a', 'b'), PartitionSpec(None, ('b', 'a'))], ids=str)
@@ -145,7 +146,7 @@ def test_sharded_masks_are_the_same_and_lie_alike(axis_type, spec):
   sharded = tree | {'ties': jax.device_put(tree['ties'], NamedSharding(mesh, spec))}
   program = jax.jit(masks.top_k_global).lower(sharded, jnp.int32(700)).compile()
   found = program(sharded, jnp.int32(700))
-  jax.tree.map(np.testing.assert_array_equal, found, masks.top_k_global(tree, 700))
+  jax.tree.map(np.testing.assert_array_equal, found, GLOBAL(tree, 700))
   assert found['ties'].sharding.is_equivalent_to(sharded['ties'].sharding, 2)
   assert max(collectives(program.as_text())) <= mesh.size  # counts, one a device
 
@@ -159,17 +160,16 @@ def test_global_equals_top_k_of_the_joined_tree():
   live = jax.tree.map(lambda x: np.random.default_rng(x.size).random(x.shape) < 0.6, tree)
   joined = np.concatenate([np.asarray(x, np.float64).reshape(-1) for x in jax.tree.leaves(tree)])
   alive = np.concatenate([x.reshape(-1) for x in jax.tree.leaves(live)])
-  select = jax.jit(masks.top_k_global)
   for k in range(joined.size + 1):
-    for found, expected in [(select(tree, k), reference(joined, k)),
-                            (select(tree, k, live), reference(joined, k, alive))]:
+    for found, expected in [(GLOBAL(tree, k), reference(joined, k)),
+                            (GLOBAL(tree, k, live), reference(joined, k, alive))]:
       assert jax.tree.structure(found) == jax.tree.structure(tree)
       np.testing.assert_array_equal(np.concatenate([x.reshape(-1) for x in jax.tree.leaves(found)]), expected)
 
 
 def test_global_ties_are_spread_over_leaves():
   tree = [jnp.zeros((100, 100))] * 5
-  kept = [int(n) for n in masks.counts(masks.top_k_global(tree, 10_000))]
+  kept = [int(n) for n in masks.counts(GLOBAL(tree, 10_000))]
   # Hypergeometric, 2,000 each with sd sqrt(10000 * 0.2 * 0.8 * 0.8) = 36.
   assert sum(kept) == 10_000 and max(abs(n - 2000) for n in kept) < 180
 
@@ -177,11 +177,12 @@ def test_global_ties_are_spread_over_leaves():
 def test_layerwise_keeps_its_number_in_every_leaf():
   tree = {'a': normal((4, 6)), 'b': {'w': normal((9,)), 'offset': normal((3,)), 'none': None}}
   counts = {'a': 7, 'b': {'w': jnp.int32(9), 'offset': None, 'none': None}}
-  found = masks.layerwise(tree, counts)
+  layerwise = jax.jit(masks.layerwise)
+  found = layerwise(tree, counts)
   np.testing.assert_array_equal(found['a'], reference(tree['a'], 7))
   assert np.all(found['b']['w']) and found['b']['offset'] is None and found['b']['none'] is None
   live = {'a': tree['a'] > 0, 'b': {'w': None, 'offset': None, 'none': None}}
-  found = masks.layerwise(tree, counts, live)
+  found = layerwise(tree, counts, live)
   np.testing.assert_array_equal(found['a'], reference(tree['a'], 7, tree['a'] > 0))
 
 

@@ -11,6 +11,8 @@ BEFORE = {'w': np.float32(RNG.normal(size=(40, 30))), 'b': None, 'v': np.float32
 AFTER = jax.tree.map(lambda x: (x + RNG.normal(size=x.shape)).astype(np.float32), BEFORE)
 MASK = jax.tree.map(lambda x: RNG.random(x.shape) < 0.4, BEFORE)
 
+SURVIVAL = jax.jit(statistics.survival_by_magnitude, static_argnums=2)
+
 
 def joined(tree):
   return np.concatenate([np.asarray(x).reshape(-1) for x in jax.tree.leaves(tree)])
@@ -34,11 +36,11 @@ def test_sign_flips_of_a_tree():
   np.testing.assert_allclose(flips(BEFORE, AFTER, only_w), flipped[7:][joined(only_w)].mean(), rtol=1e-6)
 
 
-@pytest.mark.parametrize('bins', [1, 4, 10, 13])
+@pytest.mark.parametrize('bins', [1, 10, 13])
 def test_survival_by_quantile(bins):
   magnitude = np.abs(joined(BEFORE))
   parts = np.split(np.argsort(magnitude), [i * magnitude.size // bins for i in range(1, bins)])
-  found = jax.jit(statistics.survival_by_magnitude, static_argnums=2)(BEFORE, MASK, bins)
+  found = SURVIVAL(BEFORE, MASK, bins)
   np.testing.assert_array_equal(found.size, [len(p) for p in parts])
   np.testing.assert_allclose(found.share, [joined(MASK)[p].mean() for p in parts], rtol=1e-6)
   np.testing.assert_array_equal(found.edges, [*(magnitude[p[0]] for p in parts), magnitude.max()])
@@ -47,7 +49,7 @@ def test_survival_by_quantile(bins):
 def test_survival_with_ties_and_zeros():
   initial = jnp.array([0.0, -0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0])
   mask = jnp.array([True, False, False, False, False, False, True, False])
-  found = statistics.survival_by_magnitude(initial, mask, 4)
+  found = SURVIVAL(initial, mask, 4)
   np.testing.assert_array_equal(found.edges, [0, 0, 0, 1, 2])
   np.testing.assert_array_equal(found.size, [0, 0, 6, 2])
   np.testing.assert_allclose(found.share, [np.nan, np.nan, 1 / 6, 1 / 2], rtol=1e-7)
