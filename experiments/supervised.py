@@ -1,4 +1,5 @@
 """Protocol: train every network of a sweep, prune after training, evaluate over densities, report."""
+import functools
 import itertools
 import json
 import pathlib
@@ -30,6 +31,7 @@ STATIC_AXES: dict[str, Mapping[str, Any]] = {'optimizer': OPTIMIZERS, 'update': 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """Trains, or goes on training, evaluates and reports. Raises UserError for a config that makes no sense."""
   check(config)
+  origin = workdirs.provenance()   # now: the commit may be another one when the run ends
   started = time.monotonic()
   data = datasets.load(config.dataset, config.data_dir)
   say(datasets.describe(data))
@@ -55,7 +57,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     return
 
   workdir_files(workdir, config, groups, nets, {k: len(part.labels) for k, part in splits.items()}, outcome)
-  write_run(workdir, datasets.describe(data),
+  write_run(workdir, origin | {'data': datasets.describe(data)},
             {'start': ready - started, 'training': seconds, 'evaluation': finished - trained})
   for path in report.write_report(workdir):
     say(f'wrote {path}')
@@ -69,34 +71,38 @@ def say(text: str) -> None:
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises UserError naming the first key whose value cannot be used."""
+  def value_of(key: str) -> Any:
+    return functools.reduce(lambda part, name: part[name], key.split('.'), config)
+
   def need(ok: bool, key: str, allowed: str) -> None:
     if not ok:
-      value = config
-      for part in key.split('.'):
-        value = value[part]
-      raise UserError(f'config.{key} must be {allowed}, got {value!r}.')
+      raise UserError(f'config.{key} must be {allowed}, got {value_of(key)!r}.')
+
+  def is_number(x: Any) -> bool:
+    return type(x) in (int, float)
 
   need(config.model in MODELS, 'model', f'one of {sorted(MODELS)}')
   for axis, values in config.sweep.items():
     need(isinstance(values, tuple) and len(values) > 0, f'sweep.{axis}', 'a tuple of at least one value, as "(1.0, 2.0)"')
-    need(len(set(values)) == len(values), f'sweep.{axis}', 'a tuple without repetitions')
+    need(not any(v in values[:i] for i, v in enumerate(values)), f'sweep.{axis}', 'a tuple without repetitions')
   for axis, rows in STATIC_AXES.items():
-    need(all(v in rows for v in config.sweep[axis]), f'sweep.{axis}', f'a tuple of some of {sorted(rows)}')
-  numbers = (int, float)
-  need(all(type(a) in numbers and 1 <= a < float('inf') for a in config.sweep.alpha), 'sweep.alpha',
+    need(all(v in list(rows) for v in config.sweep[axis]), f'sweep.{axis}', f'a tuple of some of {sorted(rows)}')
+  need(all(is_number(a) and 1 <= a < float('inf') for a in config.sweep.alpha), 'sweep.alpha',
        'a tuple of numbers of at least 1')
   need(all(type(s) is int and 0 <= s < 2**31 for s in config.sweep.seed), 'sweep.seed', 'a tuple of integers in [0, 2**31)')
-  need(all(type(r) in numbers and 0 < r < float('inf') for r in config.sweep.learning_rate), 'sweep.learning_rate',
+  need(all(is_number(r) and 0 < r < float('inf') for r in config.sweep.learning_rate), 'sweep.learning_rate',
        'a tuple of positive numbers')
-  for key in ('steps', 'batch_size', 'train_images', 'checkpoint_epochs', 'checkpoints_kept'):
-    need(config[key] > 0, key, 'positive')
+  for key in ('steps', 'batch_size', 'train_images', 'checkpoint_epochs', 'checkpoints_kept', 'prune.sampled_weights'):
+    need(value_of(key) > 0, key, 'positive')
   need(config.bias_stddev >= 0, 'bias_stddev', 'at least 0')
-  densities = config.prune.densities
-  need(len(densities) > 0 and all(0 < p <= 1 for p in densities), 'prune.densities', 'a tuple of shares in (0, 1]')
+  densities, scopes = config.prune.densities, config.prune.scopes
+  need(len(densities) > 0 and all(is_number(p) and 0 < p <= 1 for p in densities) and len(set(densities)) == len(densities),
+       'prune.densities', 'a tuple of different shares in (0, 1]')
   need(0 < config.prune.figure_density <= 1, 'prune.figure_density', 'a share in (0, 1]')
   need(config.prune.output_factor > 0, 'prune.output_factor', 'positive')
-  need(set(config.prune.scopes) <= {'layer', 'global'} and config.prune.scopes, 'prune.scopes', "some of 'layer', 'global'")
-  need(set(config.report) <= set(report.KINDS), 'report', f'a tuple of some of {sorted(report.KINDS)}')
+  need(scopes in (('layer',), ('global',), ('layer', 'global'), ('global', 'layer')), 'prune.scopes',
+       "a tuple of 'layer', 'global' or both")
+  need(all(kind in list(report.KINDS) for kind in config.report), 'report', f'a tuple of some of {sorted(report.KINDS)}')
 
 
 def split(data: datasets.Dataset, train_images: int, batch_size: int) -> dict[str, train.Batches]:
@@ -154,10 +160,12 @@ def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: h
   def note(step, losses):
     losses = np.stack(train.gather(to_host(losses), slots))
     if metrics:
-      named = dict(zip([group_name(g, config) for g in groups], losses.tolist(), strict=True))
-      tags = {name: 'train_loss/' + name.replace('=', '_').replace(' ', '/') for name in named}
-      metrics.write(step, {'seconds': round(progress.seconds, 3), 'train_loss': named},
-                    {tags[name]: float(np.mean(values)) for name, values in named.items()})
+      names = [group_name(g, config) for g in groups]
+      # JSON has no NaN, which a network that has diverged gives.
+      listed = [[x if np.isfinite(x) else None for x in row] for row in losses.tolist()]
+      tags = ['train_loss/' + name.replace('=', '_').replace(' ', '/') for name in names]
+      metrics.write(step, {'seconds': round(progress.seconds, 3), 'train_loss': dict(zip(names, listed, strict=True))},
+                    dict(zip(tags, losses.mean(axis=1).tolist(), strict=True)))
     progress.show(step, losses)
 
   pending = None
@@ -286,7 +294,7 @@ def workdir_files(workdir: pathlib.Path, config, groups, nets, sizes, outcome) -
                      density=np.float64(config.prune.figure_density), **arrays)
 
 
-def write_run(workdir: pathlib.Path, data: str, seconds: dict[str, float]) -> None:
-  record = workdirs.provenance() | {'data': data, 'seconds': {k: round(v, 1) for k, v in seconds.items()},
-                                    'finished': datetime.now(UTC).isoformat(timespec='seconds')}
+def write_run(workdir: pathlib.Path, origin: dict[str, Any], seconds: dict[str, float]) -> None:
+  record = origin | {'seconds': {k: round(v, 1) for k, v in seconds.items()},
+                     'finished': datetime.now(UTC).isoformat(timespec='seconds')}
   workdirs.write_atomic(workdir / 'run.json', json.dumps(record, indent=2) + '\n')
