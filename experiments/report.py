@@ -31,7 +31,7 @@ from experiments.workdir import write_atomic
 Row = dict[str, Any]
 
 # What tells groups of networks apart; within a group the seed alone differs. 'run': among several workdirs.
-AXES = ('alpha', 'learning_rate', 'optimizer', 'update', 'biases', 'scope', 'run')
+AXES = ('alpha', 'optimizer', 'update', 'biases', 'scope', 'learning_rate', 'run')
 NET = ('alpha', 'seed', 'learning_rate', 'optimizer', 'update', 'biases')
 TEXT = ('optimizer', 'update', 'biases', 'scope')
 SHARES = ('density', 'validation_accuracy', 'test_accuracy', 'overlap')
@@ -306,8 +306,10 @@ def _percent(summary: Summary) -> str:
 def _rounded(summary: Summary) -> str:
   """Two digits of the standard deviation, or four of the mean where there is none."""
   sd, mean = (x if np.isfinite(x) else 0.0 for x in (summary.sd, summary.mean))
-  # The deviation of equal values is not 0 but a rounding error.
-  last = np.floor(np.log10(sd)) - 1 if sd > 1e-12 * abs(mean) else np.floor(np.log10(abs(mean))) - 3 if mean else 0
+  if sd > 1e-12 * abs(mean):   # the deviation of equal values is not 0 but a rounding error
+    last = np.floor(np.log10(sd)) - 1
+  else:
+    last = np.floor(np.log10(abs(mean))) - 3 if mean else 0
   return _mean_sd(summary, int(np.clip(-last, 0, 8)))
 
 

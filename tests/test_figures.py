@@ -39,7 +39,7 @@ def drawn():
     'three panels': figures.panels_figure(by_alpha[1:], False, 'n = 3', 'kept'),
     'four panels': figures.panels_figure(by_alpha, False, 'n = 3', 'kept'),
     'learning rate': figures.panels_figure(rates, True, '', 'learning rate'),
-    'weights': figures.weights_figure(*weights(), '#0072B2', 'α = 4'),
+    'weights': figures.weights_figure(*weights(10_000), '#0072B2', 'α = 4'),
   }
 
 

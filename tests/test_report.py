@@ -109,9 +109,9 @@ def test_table_names_what_varies_and_nothing_else():
                                                         ('adam', 0.001, 'global')])]
   header, *lines = [[cell.strip() for cell in line.strip('|').split('|')]
                     for line in report.table(rows).splitlines()[2:] if '---' not in line]
-  assert header == ['learning rate', 'optimiser', 'scope', 'n', '100 %']
-  assert lines == [['0.001', 'Adam', 'layer-wise', '1', '60.00'], ['0.001', 'Adam', 'global', '1', '70.00'],
-                   ['0.1', 'SGD', 'layer-wise', '1', '50.00']]
+  assert header == ['optimiser', 'scope', 'learning rate', 'n', '100 %']
+  assert lines == [['SGD', 'layer-wise', '0.1', '1', '50.00'], ['Adam', 'layer-wise', '0.001', '1', '60.00'],
+                   ['Adam', 'global', '0.001', '1', '70.00']]
 
 
 @pytest.mark.parametrize(('wanted', 'found'), [(1.0, 1.0), (0.05, 0.0546), (0.02, 0.0207), (0.1, 0.0886)])
@@ -292,9 +292,9 @@ def test_comparison_shows_the_chosen_rates_by_alpha(tmp_path):
     r['test_accuracy'] += r['learning_rate'] / 100
   workdir = make_workdir(tmp_path / 'run', rows, kinds=['compare'], name='ablation')
   shown, = report._compare(report.read_run(workdir))
-  assert shown.table.header == ['α', 'learning rate', 'optimiser', 'n', '100 %', '8.86 %', '5.46 %', '2.07 %']
+  assert shown.table.header == ['α', 'optimiser', 'learning rate', 'n', '100 %', '8.86 %', '5.46 %', '2.07 %']
   assert [line[:4] for line in shown.table.rows] == [
-    [alpha, rate, name, '3'] for alpha in '234' for rate, name in (('0.001', 'Adam'), ('0.1', 'SGD'))]
+    [alpha, name, rate, '3'] for alpha in '234' for name, rate in (('SGD', '0.1'), ('Adam', '0.001'))]
   assert 'Of the learning rates 0.001, 0.003, 0.1, 0.3 each group has the one' in shown.caption
   panels = [ax for ax in shown.figure.axes if ax.get_lines()]
   assert [ax.get_title() for ax in panels] == ['α = 2', 'α = 3', 'α = 4']
@@ -402,8 +402,10 @@ def test_command_explains_itself():
 
 
 @pytest.mark.parametrize(('args', 'message'), [
-  ((), 'a workdir is needed'), (('no/such/run',), 'no/such/run/config.json is missing')])
-def test_command_names_a_mistake_in_one_line(args, message):
-  done = command(*args)
-  assert done.returncode == 2
-  assert done.stderr.startswith('error: ') and message in done.stderr and done.stderr.count('\n') == 1
+  ([], 'a workdir is needed'), (['no/such/run'], 'no/such/run/config.json is missing')])
+def test_command_names_a_mistake_in_one_line(args, message, capsys):
+  with pytest.raises(SystemExit) as stop:
+    report._guarded(['report', *args])
+  written = capsys.readouterr()
+  assert stop.value.code == 2 and written.out == ''
+  assert written.err.startswith('error: ') and message in written.err and written.err.count('\n') == 1
