@@ -1,12 +1,18 @@
 """Everything that a run needs to go on, saved and restored together, by Orbax."""
+import hashlib
+import json
 import logging
 import pathlib
+import warnings
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from experiments.errors import UserError
+from experiments.workdir import write_atomic
+
+DIGESTS = 'sha256.json'   # in the folder of a checkpoint: its files and their checksums
 
 
 class Checkpoints:
@@ -14,30 +20,55 @@ class Checkpoints:
 
   def __init__(self, directory: pathlib.Path, kept: int):
     logging.getLogger('absl').setLevel(logging.WARNING)   # Orbax reports every file at level INFO
-    options = ocp.CheckpointManagerOptions(max_to_keep=kept, create=True, enable_async_checkpointing=False)
+    # What a killed run had begun to save is cleaned up: the directory is this run's alone.
+    options = ocp.CheckpointManagerOptions(max_to_keep=kept, create=True, cleanup_tmp_directories=True,
+                                           enable_async_checkpointing=False)
     self._directory = directory
     self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
   def save(self, step: int, tree: Any) -> None:
-    if step not in self._manager.all_steps():
-      self._manager.save(step, args=ocp.args.StandardSave(tree))
+    self._manager.save(step, args=ocp.args.StandardSave(tree))
+    # Orbax finds a file that is missing or short, but reads other bytes without a word. A run killed before this line leaves a
+    # checkpoint without checksums, which is whole all the same.
+    if jax.process_index() == 0:
+      write_atomic(self._directory / str(step) / DIGESTS, json.dumps(_digests(self._directory / str(step)), indent=2) + '\n')
 
   def restore(self, like: Any) -> tuple[int, Any] | None:
     """Newest checkpoint that can be read, with the structure, shapes, dtypes and shardings of `like`; None if there is none.
 
+    One that cannot be read is named in a warning, and deleted once an older one has been read: the run comes by it again.
     Raises: UserError when there are some and none can be read: starting over in silence would lose a run.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
     steps = sorted(self._manager.all_steps(), reverse=True)
-    for step in steps:
+    for i, step in enumerate(steps):
       try:
-        return step, self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
+        _verify(self._directory / str(step))
+        tree = self._manager.restore(step, args=ocp.args.StandardRestore(shapes))
       except Exception as error:  # Orbax passes on whatever its storage layers raise
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        logging.warning('checkpoint %s cannot be read (%s).', self._directory / str(step), reason)
+        warnings.warn(f'checkpoint {self._directory / str(step)} cannot be read ({reason}).', stacklevel=2)
+      else:
+        for damaged in steps[:i]:
+          self._manager.delete(damaged)   # else Orbax would save nothing before that step, nor at it
+        return step, tree
     if steps:
       raise UserError(f'no checkpoint in {self._directory} can be read (tried {steps}); delete it to start over.')
     return None
 
   def close(self) -> None:
     self._manager.close()
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+  files = sorted(path for path in folder.rglob('*') if path.is_file() and path.name != DIGESTS)
+  return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _verify(folder: pathlib.Path) -> None:
+  """Raises ValueError naming a file of a checkpoint that is not as it was saved."""
+  path = folder / DIGESTS
+  wanted, found = json.loads(path.read_bytes()) if path.exists() else {}, _digests(folder)
+  for name, digest in wanted.items():
+    if found.get(name) != digest:
+      raise ValueError(f'{name} is {"damaged" if name in found else "missing"}')

@@ -60,12 +60,22 @@ def main(argv: list[str]) -> None:
 
 
 def join_hosts() -> None:
-  given = [flag.value is not None for flag in (COORDINATOR, PROCESSES, PROCESS)]
+  coordinator, processes, process = COORDINATOR.value, PROCESSES.value, PROCESS.value
+  given = [value is not None for value in (coordinator, processes, process)]
   if any(given) and not all(given):
     raise UserError('--coordinator, --processes and --process go together.')
+  if coordinator is not None and processes is not None and process is not None:
+    port = coordinator.rpartition(':')[2]
+    if not (port.isdecimal() and 0 < int(port) < 2**16):
+      raise UserError(f'--coordinator must be HOST:PORT, got {coordinator!r}.')
+    if process >= processes:
+      raise UserError(f'--process must be below --processes={processes}, got {process}.')
   if DISTRIBUTED.value or all(given):
     import jax
-    jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    try:
+      jax.distributed.initialize(coordinator, processes, process)
+    except (ValueError, RuntimeError) as error:
+      raise UserError(f'the hosts cannot be joined: {str(error).strip().splitlines()[0]}') from None
 
 
 def one_device_a_core(config) -> None:
@@ -92,7 +102,7 @@ def parse(argv: list[str]) -> list[str]:
 
 def try_config(argv: list[str]) -> None:
   """Loads what `argv` names, for the sake of errors that are one line. Raises UserError for a file that gives no config."""
-  named = [arg.partition('=')[2] or (argv[i + 1:i + 2] or [''])[0] for i, arg in enumerate(argv)
+  named = [arg.partition('=')[2] if '=' in arg else (argv[i + 1:i + 2] or [''])[0] for i, arg in enumerate(argv)
            if re.fullmatch(r'--?config(=.*)?', arg)]
   if not named:
     return

@@ -213,8 +213,10 @@ class Progress:
       return
     self._shown = now
     each = (now - self._start) / max(1, step - self._done)
+    finite = losses[np.isfinite(losses)]
+    loss = np.mean(finite) if finite.size else np.nan
     text = (f'step {step:,}/{self._steps:,} | {1e3 * each / self._nets:.2f} ms a step and network | '
-            f'loss {np.nanmean(losses):.4f} | {clock(each * (self._steps - step))} left')
+            f'loss {loss:.4f} | {clock(each * (self._steps - step))} left')
     if jax.process_index() == 0:
       print(f'\r\x1b[K{text}' if terminal else text, end='' if terminal else '\n', flush=True)
 

@@ -90,7 +90,8 @@ def batches_key(seed: Any, epoch: Any) -> jax.Array:
   return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
 
 
-def make_epoch(groups: Sequence[Group], net: hk.Transformed, batch_size: int, mesh: Mesh) -> Callable[..., Any]:
+def make_epoch(groups: Sequence[Group], net: hk.Transformed, batch_size: int, mesh: Mesh,
+               batched: bool | None = None) -> Callable[..., Any]:
   """The program (states, slots, data, epoch, first, last) → (states, losses): steps first ≤ t < last of an epoch.
 
   Batch t of an epoch is the t-th slice of a permutation that depends on seed and epoch only, so all groups see the same
@@ -98,10 +99,11 @@ def make_epoch(groups: Sequence[Group], net: hk.Transformed, batch_size: int, me
   donated. Losses are means over the steps taken, [n·S] for each group.
 
   A GPU or TPU trains the networks of a group side by side, as one batched network; a CPU core is filled by one network already,
-  trains one after another, and skips the repetitions.
+  trains one after another, and skips the repetitions. `batched` chooses by hand.
   """
   loss_fn = make_loss(net)
-  batched = mesh.devices.flat[0].platform != 'cpu'
+  if batched is None:
+    batched = mesh.devices.flat[0].platform != 'cpu'
 
   def one_net(group, data, number, first, last, state, seed, learning_rate):
     tx = group.optimizer(learning_rate)
