@@ -267,7 +267,7 @@ def test_of_an_absolute_path_the_last_part_is_shown(text, shown):
 
 
 def test_one_seed_has_no_spread(tmp_path):
-  workdir = make_workdir(tmp_path / 'run', sweep(alphas=(1.0, 2.0), seeds=1))
+  workdir = make_workdir(tmp_path / 'run', sweep(alphas=(1.0, 2.0), seeds=1), kinds=['compare'])
   report.write_report(workdir)
   rows = report.table(report.read_results(workdir)).splitlines()[4:]
   assert len(rows) == 2 and not any('±' in line for line in rows)
@@ -277,7 +277,7 @@ def test_one_seed_has_no_spread(tmp_path):
 
 def test_networks_without_accuracy_are_counted_out(tmp_path):
   rows = [r | {'test_accuracy': NAN} if (r['alpha'], r['seed']) == (2.0, 1) else r for r in sweep((1.0, 2.0))]
-  workdir = make_workdir(tmp_path / 'run', rows)
+  workdir = make_workdir(tmp_path / 'run', rows, kinds=['compare'])
   report.write_report(workdir)
   text = Page((workdir / 'report.html').read_text()).text
   assert 'n = 2 to 3 networks' in text and 'left out of the means: 1.' in text
