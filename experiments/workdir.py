@@ -122,13 +122,16 @@ def provenance() -> dict[str, Any]:
 
   status = git('status', '--porcelain', '--untracked-files=no')
   devices = jax.devices()
-  kind = f'{os.cpu_count()}-core {platform.machine()}' if devices[0].platform == 'cpu' else devices[0].device_kind
+  if devices[0].platform == 'cpu':
+    machine = f'{os.cpu_count()}-core {platform.machine().replace("_", "-")}'
+  else:
+    machine = f'{len(devices)} x {devices[0].device_kind}'
   return {
       'command': 'python -m experiments.main ' + shlex.join(sys.argv[1:]),
       'commit': git('rev-parse', 'HEAD'),
       'dirty': bool(status),
       'versions': {'python': platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
-      'devices': f'{len(devices)} x {kind}',
+      'devices': machine,
   }
 
 

@@ -1,0 +1,53 @@
+"""README says what runs: its Python blocks are run, its commands parse, its links lead somewhere."""
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / 'README.md').read_text()
+BLOCKS = re.findall(r'^```(\w+)\n(.*?)^```', TEXT, re.M | re.S)
+COMMANDS = [line.partition('#')[0].strip() for kind, block in BLOCKS if kind == 'sh' for line in block.splitlines()]
+
+
+def test_the_script_of_ones_own(capsys):
+  scripts = [block for kind, block in BLOCKS if kind == 'python']
+  assert len(scripts) == 1
+  scope: dict = {}
+  exec(compile(scripts[0], 'README.md', 'exec'), scope)
+  kept = {name: int((leaf['w'] != 0).sum()) for name, leaf in scope['pruned'].items()}
+  assert kept == {'conv2_d': 144 // 5, 'conv2_d_1': 4608 // 5, 'linear': 64 // 5}
+  assert scope['accuracy'] > 0.9 and scope['loss'] < 0.2
+  assert f'with {144 // 5 + 4608 // 5 + 64 // 5} weights' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('command', [c for c in COMMANDS if c.startswith('make ')])
+def test_make_targets_exist(command):
+  done = subprocess.run([*shlex.split(command), '--dry-run', f'PYTHON={sys.executable}'], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('command', [c for c in COMMANDS if 'experiments.main' in c])
+def test_configs_and_keys_exist(command):
+  words = shlex.split(command)
+  flags = words[words.index('experiments.main') + 1:]
+  script = 'import sys; from experiments import main; main.parse(sys.argv); print(main.CONFIG.value.name)'
+  done = subprocess.run([sys.executable, '-c', script, *flags], cwd=ROOT, capture_output=True, text=True)
+  assert done.stdout.strip() == 'mnist_lenet', done.stderr
+
+
+def test_every_config_is_listed_and_every_link_leads_somewhere():
+  links = re.findall(r'\]\(([^)#]+)\)', TEXT)
+  assert [link for link in links if '://' not in link and not (ROOT / link).exists()] == []
+  for path in (ROOT / 'configs').glob('*.py'):
+    if path.stem != '__init__':
+      assert f'configs/{path.name}' in TEXT
+
+
+def test_every_public_name_is_in_the_readme():
+  import powerprop
+  mentioned = set(re.findall(r'\w+', TEXT))
+  assert [name for name in powerprop.__all__ if name not in mentioned | {'Reparam', 'is_weight', 'leaf_name'}] == []
