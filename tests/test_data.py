@@ -1,21 +1,14 @@
-"""experiments.data: the IDX parser on hostile bytes, checksums, and where a set is looked for."""
+"""experiments.data: checksums, and where a set is looked for."""
 
-import dataclasses
 import gzip
 import hashlib
-import io
-import json
 import os
 import pathlib
-import struct
 import sys
-import time
-import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from made_sets import as_idx, check, hide_all, make_small
 
 from experiments import data
 from experiments.data import mnist
@@ -24,167 +17,14 @@ from experiments.errors import DataError, UserError
 REAL = os.environ.get('POWERPROP_DATA')
 
 
-# Small sets of the same layout, with a table of checksums of their own
-
-def as_idx(array):
-  """IDX bytes by struct: the format's description, not the code under test."""
-  return struct.pack(f'>4B{array.ndim}I', 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
-@dataclasses.dataclass
-class Small:
-  """Four arrays, and the table that says what they are."""
-  arrays: list
-  files: mnist.Files
-
-  def write(self, folder, name='{stem}-idx{ndim}-ubyte.gz', **change):
-    """Writes the four files; `change` maps a stem (dashes as underscores) to other bytes or to None."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, array in zip(self.files.parts, self.arrays, strict=True):
-      payload = change.get(part.stem.replace('-', '_'), as_idx(array))
-      path = folder / name.format(stem=part.stem, ndim=array.ndim)
-      if payload is not None:
-        path.write_bytes(gzip.compress(payload, 1) if path.suffix == '.gz' else payload)
-    return folder
-
-
 @pytest.fixture(scope='module')
 def small():
-  rng = np.random.default_rng(0)
-  arrays = []
-  for count in (30, 9):
-    arrays += [rng.integers(0, 256, (count, 28, 28), np.uint8), rng.integers(0, 10, count, np.uint8)]
-  stems = ('train-images', 'train-labels', 't10k-images', 't10k-labels')
-  parts = [mnist.Part(stem, array.shape, hashlib.sha256(as_idx(array)).hexdigest())
-           for stem, array in zip(stems, arrays, strict=True)]
-  return Small(arrays, mnist.Files('tiny', 'Tiny', 10, tuple(parts), 'http://127.0.0.1:1/',
-                                   ('tiny-package', 'tiny_package/data'), 'To get it: ask.'))
+  return make_small()
 
 
 @pytest.fixture(autouse=True)
 def nothing_around(monkeypatch, tmp_path):
-  """No set is to be found unless the test puts it there, nor anything to be downloaded."""
-  for name in ('POWERPROP_DATA', 'no_proxy', 'NO_PROXY'):
-    monkeypatch.delenv(name, raising=False)
-  for name in ('http_proxy', 'https_proxy'):
-    monkeypatch.setenv(name, 'http://127.0.0.1:1')
-  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path / 'no_tfds'))
-
-
-def check(dataset, small):
-  """All four arrays, their types, and the shape that the Dataset promises."""
-  for array, expected, ndim in zip(dataset[:4], small.arrays, (4, 1, 4, 1), strict=True):
-    assert array.dtype == (np.uint8 if ndim == 4 else np.int32) and array.ndim == ndim
-    np.testing.assert_array_equal(array.reshape(expected.shape), expected)
-  assert dataset.classes == 10 and dataset.name == 'Tiny'
-
-
-# The parser
-
-def reference_parse(raw):
-  """(shape, values) by struct and a loop, or None where the bytes are not exactly one IDX array."""
-  if len(raw) < 4 or tuple(raw[:3]) != (0, 0, 8) or raw[3] not in (1, 2, 3, 4) or len(raw) < 4 + 4 * raw[3]:
-    return None
-  shape = struct.unpack_from(f'>{raw[3]}I', raw, 4)
-  count = 1
-  for size in shape:
-    count *= size
-  values = list(raw[4 + 4 * raw[3]:])
-  return (shape, values) if count > 0 and len(values) == count else None
-
-
-@st.composite
-def idx_like(draw):
-  """Bytes that are IDX, nearly IDX, or nothing of the kind."""
-  if draw(st.integers(0, 5)) == 0:
-    return draw(st.binary(max_size=64))
-  shape = draw(st.lists(st.integers(0, 5), max_size=5))
-  magic = draw(st.sampled_from([b'\0\0\x08'] * 5 + [b'\0\0\x09', b'\0\x01\x08', b'\x1f\x8b\x08']))
-  raw = bytearray(magic + bytes([len(shape)]) + b''.join(struct.pack('>I', size) for size in shape))
-  raw += draw(st.binary(max_size=4)) if draw(st.integers(0, 3)) == 0 else bytes(int(np.prod(shape)))
-  change = draw(st.sampled_from(['none', 'cut', 'add', 'set']))
-  if change == 'cut':
-    raw = raw[:draw(st.integers(0, len(raw)))]
-  elif change == 'add':
-    raw += draw(st.binary(min_size=1, max_size=3))
-  elif change == 'set':
-    raw[draw(st.integers(0, len(raw) - 1))] = draw(st.sampled_from([0, 1, 2, 127, 255]))
-  return bytes(raw)
-
-
-@settings(max_examples=1000, deadline=None)
-@given(idx_like())
-@example(b'\0\0\x08\x02' + b'\xff' * 8)  # claims 2^64 values
-@example(b'\0\0\x08\x03' + bytes(4) + b'\xff' * 8)  # none of them, but of a shape that NumPy refuses
-@example(b'\0\0\x08\x04' + struct.pack('>4I', 1, 1, 1, 2) + b'\1\2')
-@example(b'\0\0\x08\0')
-def test_parser_agrees_with_reference_on_any_bytes(raw):
-  expected = reference_parse(raw)
-  if expected is None:
-    with pytest.raises(DataError, match=r'^hostile: .'):
-      mnist.parse_idx(raw, 'hostile')
-  else:
-    array = mnist.parse_idx(raw, 'hostile')
-    assert array.dtype == np.uint8 and array.shape == expected[0] and array.ravel().tolist() == expected[1]
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.randoms(use_true_random=False))
-def test_parser_returns_what_was_written(shape, random):
-  array = np.array([random.randrange(256) for _ in range(int(np.prod(shape)))], np.uint8).reshape(shape)
-  np.testing.assert_array_equal(mnist.parse_idx(as_idx(array), 'x'), array)
-  np.testing.assert_array_equal(mnist.parse_idx(as_idx(array), 'x', array.shape), array)
-
-
-def peak_bytes(function):
-  """Result, and the most memory that Python and NumPy held for it at once."""
-  tracemalloc.start()
-  try:
-    return function(), tracemalloc.get_traced_memory()[1]
-  finally:
-    tracemalloc.stop()
-
-
-def test_parser_allocates_nothing_for_what_a_header_claims_or_holds():
-  def claim():
-    with pytest.raises(DataError, match='truncated'):
-      mnist.parse_idx(b'\0\0\x08\x01' + struct.pack('>I', 2 ** 31) + bytes(100), 'x')
-  raw = as_idx(np.zeros((1000, 1000), np.uint8))
-  assert peak_bytes(claim)[1] < 100_000  # pytest.raises and the message; the claim is 2 GB
-  assert peak_bytes(lambda: mnist.parse_idx(raw, 'x'))[1] < 100_000  # a view: the values are 1 MB
-
-
-def test_gzip_bomb_costs_no_more_than_the_expected_size(tmp_path):
-  path = tmp_path / 'train-images-idx3-ubyte.gz'
-  header = struct.pack('>4B3I', 0, 0, 8, 3, 10, 28, 28)
-  with gzip.open(path, 'wb', 9) as file:
-    file.write(header)
-    for _ in range(64):
-      file.write(bytes(2 ** 20))
-  def read():
-    with pytest.raises(DataError, match='too long'):
-      mnist.read_idx(path, (10, 28, 28))
-  assert peak_bytes(read)[1] < 2 ** 20  # 7,857 bytes are wanted, gzip's buffers take 100 kB, the whole 64 MB
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.data())
-def test_reader_on_damaged_gzip_gives_the_array_or_a_data_error(tmp_path_factory, draw):
-  array = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
-  raw = bytearray(gzip.compress(as_idx(array), mtime=0))
-  for _ in range(draw.draw(st.integers(0, 3))):
-    raw[draw.draw(st.integers(0, len(raw) - 1))] = draw.draw(st.integers(0, 255))
-  raw = raw[:draw.draw(st.sampled_from([len(raw), len(raw), len(raw) - 1, 9, 2, 1, 0]))]
-  raw += draw.draw(st.sampled_from([b'', b'', b'\0\0', b'rest', bytes(raw)]))
-  path = tmp_path_factory.getbasetemp() / 'damaged.gz'
-  path.write_bytes(raw)
-  try:
-    result = mnist.read_idx(path, (3, 4, 5))
-  except DataError as error:
-    assert str(error).startswith(f'{path}: ')  # which file, and below a single line
-    assert '\n' not in str(error)
-  else:
-    np.testing.assert_array_equal(result, array)  # gzip's CRC covers every byte of it
+  hide_all(monkeypatch, tmp_path)
 
 
 # Files in a folder
@@ -383,128 +223,9 @@ def test_found_nowhere_says_where_it_looked_and_what_to_do(small, tmp_path):
   assert '\n' not in message
 
 
-def test_download_without_a_network_fails_quickly(small, tmp_path, monkeypatch):
-  for module in ('tensorflow', 'tensorflow_datasets'):  # there to be found; importing them fails
-    (tmp_path / 'site' / module).mkdir(parents=True)
-    (tmp_path / 'site' / module / '__init__.py').write_text('raise RuntimeError("was imported")')
-  monkeypatch.syspath_prepend(tmp_path / 'site')
-  start = time.monotonic()
-  reason = mnist.from_tfds(small.files)
-  assert 'cannot download it (urllib.error.URLError: <urlopen error' in reason
-  assert time.monotonic() - start < mnist.PROBE_SECONDS + 5
-  assert mnist._python('import time; time.sleep(60)', [], 0.2) == 'no answer within 0.2 s'
-  assert mnist._python('raise SystemExit(3)', [], 60) == 'exit status 3'
-  assert mnist._python('', [], 60) == ''
-
-
 def test_unknown_name_lists_the_known_ones():
   with pytest.raises(UserError, match="unknown data set 'mnits'; known: fashion_mnist, mnist"):
     data.load('mnits')
-
-
-# tensorflow-datasets: sets that its own writer made, without TensorFlow
-
-@pytest.fixture(scope='module')
-def prepared(small, tmp_path_factory):
-  tfds = pytest.importorskip('tensorflow_datasets')
-  pytest.importorskip('array_record')
-  image_module = pytest.importorskip('PIL.Image')
-  arrays = small.arrays
-
-  def png(image):
-    buffer = io.BytesIO()
-    image_module.fromarray(image).save(buffer, 'PNG')
-    return buffer.getvalue()
-
-  class Tiny(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version('3.0.1')
-
-    def _info(self):
-      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-        'image': tfds.features.Image(shape=(28, 28, 1)), 'label': tfds.features.ClassLabel(num_classes=10)}))
-
-    def _split_generators(self, dl_manager):
-      return {'train': self._generate_examples(*arrays[:2]), 'test': self._generate_examples(*arrays[2:])}
-
-    def _generate_examples(self, images, labels):
-      for i, (image, label) in enumerate(zip(images, labels, strict=True)):
-        yield i, {'image': png(image), 'label': int(label)}
-
-  root = tmp_path_factory.mktemp('tfds')
-  Tiny(data_dir=str(root), file_format='array_record').download_and_prepare()
-  return root / 'tiny' / '3.0.1'
-
-
-def copy_prepared(prepared, root, as_tfrecord):
-  """A copy of the prepared set under `root`; the same records framed as TFRecord if asked for."""
-  folder = root / 'tiny' / '3.0.1'
-  folder.mkdir(parents=True)
-  for path in prepared.iterdir():
-    (folder / path.name).write_bytes(path.read_bytes())
-  if as_tfrecord:
-    from array_record.python.array_record_module import ArrayRecordReader
-    for path in list(folder.glob('*.array_record-*')):
-      records = ArrayRecordReader(str(path)).read_all()
-      frames = [struct.pack('<QI', len(record), 0) + record + bytes(4) for record in records]
-      path.with_name(path.name.replace('array_record', 'tfrecord')).write_bytes(b''.join(frames))
-      path.unlink()
-    info = json.loads((folder / 'dataset_info.json').read_text())
-    info['fileFormat'] = 'tfrecord'
-    (folder / 'dataset_info.json').write_text(json.dumps(info))
-  return folder
-
-
-@pytest.mark.parametrize('as_tfrecord', [False, True])
-def test_tfds_comes_back_in_the_official_order(small, prepared, tmp_path, monkeypatch, as_tfrecord):
-  copy_prepared(prepared, tmp_path, as_tfrecord)
-  for name in ('incomplete.X_9.0.0', '2.9.10'):  # neither the unfinished nor the older one is to be chosen
-    (tmp_path / 'tiny' / name).mkdir()
-    (tmp_path / 'tiny' / name / 'dataset_info.json').write_text('{}')
-  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-  dataset = mnist.load_files(small.files)
-  check(dataset, small)
-  assert dataset.source == 'tensorflow-datasets tiny 3.0.1'
-
-
-def test_tfds_version_is_the_newest_by_number(tmp_path):
-  assert mnist._prepared(tmp_path / 'nowhere') is None
-  for name in ('9.0.0', '10.0.0', '10.0'):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / 'dataset_info.json').write_text('{}')
-  (tmp_path / '11.0.0').mkdir()  # nothing was prepared in it
-  assert mnist._prepared(tmp_path) == tmp_path / '10.0.0'
-
-
-@pytest.mark.parametrize('as_tfrecord', [False, True])
-def test_tfds_damaged_names_folder_and_split(small, prepared, tmp_path, monkeypatch, as_tfrecord):
-  folder = copy_prepared(prepared, tmp_path, as_tfrecord)
-  path = next(folder.glob('tiny-test.*'))
-  raw = path.read_bytes()
-  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-  for damaged in (raw[:len(raw) // 2], b'', raw[:200] + b'\xff' * 200 + raw[400:]):
-    path.write_bytes(damaged)
-    with pytest.raises(DataError, match=f'^{folder}: split test cannot be read') as caught:
-      mnist.load_files(small.files)
-    assert '\n' not in str(caught.value)
-
-
-def test_tfds_with_other_counts_or_contents(small, prepared, tmp_path, monkeypatch):
-  folder = copy_prepared(prepared, tmp_path, as_tfrecord=True)
-  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
-  parts = small.files.parts
-  fewer_images, fewer_labels = parts[2]._replace(shape=(8, 28, 28)), parts[3]._replace(shape=(8,))
-  fewer = small.files._replace(parts=(*parts[:2], fewer_images, fewer_labels))
-  with pytest.raises(DataError, match=r'split test cannot be read .ValueError: 9 examples instead of 8'):
-    mnist.load_files(fewer)
-  other = small.files._replace(parts=(parts[0]._replace(shape=(30, 14, 28)), *parts[1:]))
-  with pytest.raises(DataError, match=r'split train cannot be read .*\(28, 28\).* instead of \(28, 14\)'):
-    mnist.load_files(other)
-  path = next(folder.glob('tiny-train.*'))
-  raw = path.read_bytes()
-  size = 16 + struct.unpack('<Q', raw[:8])[0]
-  path.write_bytes(raw[size:] + raw[:size])  # the same examples in another order
-  with pytest.raises(DataError, match=f'{folder}, train-images: bad checksum'):
-    mnist.load_files(small.files)
 
 
 # The real sets

@@ -1,30 +1,18 @@
-"""MNIST and Fashion-MNIST: the IDX format, the official checksums, and the places where they are found."""
+"""MNIST and Fashion-MNIST: the official checksums, and the places where the sets are found."""
 
-import contextlib
-import gzip
 import hashlib
 import importlib.metadata
-import importlib.util
-import io
-import math
 import os
 import pathlib
-import re
-import stat
-import subprocess
-import sys
-import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from absl import logging
 
 from experiments.data import Dataset
+from experiments.data.idx import read_idx
+from experiments.data.tfds import read_tfds
 from experiments.errors import DataError
-
-PROBE_SECONDS = 6.0  # one request; without a network tensorflow-datasets itself would try for 204 s
-PREPARE_SECONDS = 900.0  # 30 MB at 50 kB/s take 600 s, writing the records 20 s
 
 
 class Part(NamedTuple):
@@ -87,75 +75,6 @@ FASHION_MNIST = Files(
          't10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz into the folder fashion_mnist of '
          'POWERPROP_DATA; or install the Debian package dataset-fashion-mnist and say '
          'data_dir=/usr/share/datasets/fashion-mnist')
-
-
-# The format
-
-def parse_idx(data: bytes, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
-  """Array of an unpacked IDX file: 00 00 08 ndim, ndim big-endian uint32 sizes, then the values row by row.
-
-  Copies nothing: the array is a read-only view of `data`, whatever sizes the header claims.
-
-  Args:
-    data: the whole file.
-    name: how errors call it.
-    shape: the shape that it must have, or None for any of 1 to 4 dimensions, none of them 0.
-  Returns: uint8 of the header's shape.
-  Raises: DataError on anything but exactly one array of unsigned bytes.
-  """
-  if len(data) < 4:
-    raise DataError(f'{name}: truncated, {len(data)} bytes where an IDX header takes at least 8')
-  if data[:3] != b'\0\0\x08' or not 1 <= data[3] <= 4:
-    wanted = '00 00 08 ' + ('01 to 04' if shape is None else f'{len(shape):02x}')
-    raise DataError(f'{name}: wrong magic number {data[:4].hex(" ")} instead of {wanted} (IDX, uint8)')
-  start = 4 + 4 * data[3]
-  if len(data) < start:
-    raise DataError(f'{name}: truncated, {len(data)} bytes where the header takes {start}')
-  found = tuple(int.from_bytes(data[i:i + 4], 'big') for i in range(4, start, 4))
-  if shape is not None and found != shape:
-    hint = '; are images and labels swapped?' if len(found) != len(shape) else ''
-    raise DataError(f'{name}: holds {_what(found)} instead of {_what(shape)}{hint}')
-  if 0 in found:
-    raise DataError(f'{name}: holds nothing, {_what(found)}')
-  end = start + math.prod(found)
-  if len(data) < end:
-    raise DataError(f'{name}: truncated, {len(data):,} bytes where {_what(found)} take {end:,}')
-  if len(data) > end:
-    raise DataError(f'{name}: too long, bytes follow after the {end:,} of {_what(found)}')
-  return np.frombuffer(data, np.uint8, offset=start).reshape(found)
-
-
-def _what(shape: tuple[int, ...]) -> str:
-  """What an array of this shape is, in words."""
-  if len(shape) == 1:
-    return f'{shape[0]:,} labels'
-  return f'{shape[0]:,} images of {"x".join(map(str, shape[1:]))}'
-
-
-def read_idx(path: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarray:
-  """`parse_idx` of a file, plain or gzip (told by its first bytes).
-
-  Of the unpacked file one byte more than `shape` needs is read at most: so much a gzip bomb can cost.
-
-  Raises: DataError that names the file, also where it cannot be read.
-  """
-  limit = 4 + 4 * len(shape) + math.prod(shape) + 1
-  try:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe would wait for ever
-      kind = 'a directory' if os.path.isdir(path) else 'not a regular file'
-      raise DataError(f'{path}: {kind} where a file is expected')
-    with open(path, 'rb') as file:
-      packed = file.read(2) == b'\x1f\x8b'
-      file.seek(0)
-      with gzip.GzipFile(fileobj=file) if packed else contextlib.nullcontext(file) as stream:
-        data = stream.read(limit)
-  except EOFError:
-    raise DataError(f'{path}: truncated gzip file') from None
-  except (gzip.BadGzipFile, zlib.error) as error:
-    raise DataError(f'{path}: corrupt gzip file ({error})') from None
-  except OSError as error:
-    raise DataError(f'{path}: cannot be read ({error.strerror or error})') from None
-  return parse_idx(data, str(path), shape)
 
 
 # Verification
@@ -221,114 +140,14 @@ def from_package(files: Files) -> Dataset | str:
 
 
 def from_tfds(files: Files) -> Dataset | str:
-  """The set from tensorflow-datasets: where it is prepared, or else prepared now if TensorFlow is installed.
-
-  Looks at files first. TensorFlow is never loaded into this process: it would take the accelerator's memory.
-  """
-  root = pathlib.Path(os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
-  folder = _prepared(root / files.name)
-  if folder is None:
-    reason = _prepare(files, root)
-    folder = _prepared(root / files.name)
-    if folder is None:
-      return f'tensorflow-datasets has not prepared it in {root} and {reason}'
-  if importlib.util.find_spec('array_record') is None and any(folder.glob('*.array_record-*')):
-    return f'reading {folder} takes the package array_record'
-  try:
-    import tensorflow_datasets as tfds
-  except Exception as error:  # an ImportError, or whatever a protobuf of another version raises
-    return f'reading {folder} takes tensorflow-datasets, which cannot be imported ({_line(str(error))})'
-  arrays: list[np.ndarray] = []
-  for split, part in (('train', files.parts[0]), ('test', files.parts[2])):
-    try:
-      arrays += _read_split(tfds.builder_from_directory(folder), split, part.shape)
-    except Exception as error:  # damaged files make its readers raise errors of many types
-      reason = f'{type(error).__name__}: {_line(str(error))}'
-      raise DataError(f'{folder}: split {split} cannot be read ({reason})') from error
+  """The set from tensorflow-datasets: see `experiments.data.tfds`."""
+  shapes = {'train': files.parts[0].shape, 'test': files.parts[2].shape}
+  found = read_tfds(files.name, files.origin + files.parts[3].names[2], shapes)
+  if isinstance(found, str):
+    return found
+  folder, arrays = found
   names = [f'{folder}, {part.stem}' for part in files.parts]
   return assemble(files, arrays, names, f'tensorflow-datasets {files.name} {folder.name}')
-
-
-def _prepared(folder: pathlib.Path) -> pathlib.Path | None:
-  """The folder of the newest version that tensorflow-datasets prepared, or None."""
-  found = [path.parent for path in folder.glob('*/dataset_info.json')]
-  found = [path for path in found if re.fullmatch(r'\d+\.\d+\.\d+', path.name)]
-  return max(found, key=lambda path: tuple(map(int, path.name.split('.'))), default=None)
-
-
-_PROBE = """import sys, urllib.request
-urllib.request.urlopen(urllib.request.Request(sys.argv[1], method='HEAD')).close()"""
-_PREPARE = """import sys, tensorflow_datasets as tfds
-config = tfds.download.DownloadConfig(try_download_gcs=False)
-tfds.builder(sys.argv[1], data_dir=sys.argv[2]).download_and_prepare(download_config=config)"""
-
-
-def _prepare(files: Files, root: pathlib.Path) -> str:
-  """Downloads and prepares the set in a process of its own; the reason why not, or ''."""
-  for module in ('tensorflow', 'tensorflow_datasets'):
-    if importlib.util.find_spec(module) is None:
-      return f'{module} is not installed to prepare it'
-  if failure := _python(_PROBE, [files.origin + files.parts[3].names[2]], PROBE_SECONDS):
-    return f'cannot download it ({failure})'
-  logging.info('Preparing %s by tensorflow-datasets in %s', files.title, root)
-  failure = _python(_PREPARE, [files.name, str(root)], PREPARE_SECONDS)
-  return failure and f'failed to ({failure})'
-
-
-def _python(code: str, arguments: list[str], seconds: float) -> str:
-  """Runs code in a new Python without accelerators; '' when it went well, else its last line of errors."""
-  environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'TF_CPP_MIN_LOG_LEVEL': '3'}
-  try:
-    done = subprocess.run([sys.executable, '-c', code, *arguments], env=environment, timeout=seconds,
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True, errors='replace')
-  except subprocess.TimeoutExpired:
-    return f'no answer within {seconds:g} s'
-  return (_line(done.stderr) or f'exit status {done.returncode}') if done.returncode else ''
-
-
-def _line(text: str) -> str:
-  """The last line of a message, cut to what fits into one."""
-  return (text.strip().splitlines() or [''])[-1][:200]
-
-
-def _read_split(builder: Any, split: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-  """Images and labels of a prepared split, back in the official order.
-
-  tensorflow-datasets writes the examples sorted by the MD5 of the split's name and the example's number in
-  the official file, so the shuffle can be undone; that it was, the checksum shows.
-  Source: tensorflow_datasets 4.9.10, core/hashing.py and core/shuffle.py.
-  """
-  from PIL import Image
-  examples = builder.info.splits[split].num_examples
-  if examples != shape[0]:
-    raise ValueError(f'{examples:,} examples instead of {shape[0]:,}')
-  keys = [hashlib.md5(f'{split}{i}'.encode(), usedforsecurity=False).digest() for i in range(shape[0])]
-  order = sorted(range(shape[0]), key=keys.__getitem__)
-  images, labels = np.empty(shape, np.uint8), np.empty(shape[0], np.uint8)
-  for position, example in zip(order, _examples(builder, split), strict=True):
-    image = Image.open(io.BytesIO(example['image']))
-    if image.mode != 'L' or image.size != shape[:0:-1]:
-      raise ValueError(f'an image of {image.size} pixels in mode {image.mode} instead of {shape[:0:-1]} in L')
-    images[position], labels[position] = np.asarray(image), example['label']
-  return images, labels
-
-
-def _examples(builder: Any, split: str) -> Iterator[dict[str, Any]]:
-  """The examples of a split in the order of its files, images still encoded. Needs no TensorFlow."""
-  import tensorflow_datasets as tfds
-  decoders = {'image': tfds.decode.SkipDecoding()}
-  if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
-    source = builder.as_data_source(split, decoders=decoders)
-    for start in range(0, len(source), 1000):  # one by one takes twice the time
-      yield from source.__getitems__(range(start, min(start + 1000, len(source))))
-    return
-  for path in builder.info.splits[split].filepaths:
-    data = pathlib.Path(path).read_bytes()
-    start = 0
-    while start < len(data):  # uint64 length, its CRC, the example, its CRC: the set's checksum serves
-      end = start + 12 + int.from_bytes(data[start:start + 8], 'little')
-      yield builder.info.features.deserialize_example_np(data[start + 12:end], decoders=decoders)
-      start = end + 4
 
 
 # Loading
