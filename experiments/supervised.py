@@ -24,6 +24,7 @@ from experiments.checkpoint import Checkpoints
 from experiments.errors import UserError
 from experiments.models import BIASES, MODELS, Model
 from experiments.optimizers import OPTIMIZERS, UPDATES
+from experiments.results import read_results, table
 
 STATIC_AXES: dict[str, Mapping[str, Any]] = {'optimizer': OPTIMIZERS, 'update': UPDATES, 'biases': BIASES}
 
@@ -61,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
             {'start': ready - started, 'training': seconds, 'evaluation': finished - trained})
   for path in report.write_report(workdir):
     say(f'wrote {path}')
-  say(report.table(report.read_results(workdir)))
+  say(table(read_results(workdir)))
 
 
 def say(text: str) -> None:

@@ -1,0 +1,273 @@
+"""What a run left in its workdir as numbers: its files read and checked, networks grouped, means and tables. Draws nothing."""
+import csv
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.errors import UserError
+
+Row = dict[str, Any]
+
+# What tells groups of networks apart; within a group the seed alone differs. 'run': among several workdirs.
+AXES = ('alpha', 'optimizer', 'update', 'biases', 'scope', 'learning_rate', 'run')
+NET = ('alpha', 'seed', 'learning_rate', 'optimizer', 'update', 'biases')
+TEXT = ('optimizer', 'update', 'biases', 'scope')
+SHARES = ('density', 'validation_accuracy', 'test_accuracy', 'overlap')
+NAMES = {'alpha': 'α', 'optimizer': 'optimiser', 'sgd': 'SGD', 'adam': 'Adam', 'adamw': 'AdamW',
+         'learning_rate': 'learning rate', 'target_propagation': 'target propagation', 'layer': 'layer-wise',
+         'sign_flips': 'sign flips (share)', 'kurtosis': 'excess kurtosis',
+         'mnist': 'MNIST', 'fashion_mnist': 'Fashion-MNIST'}
+DENSITIES = (1.0, 0.3, 0.1, 0.05, 0.02)   # of a table that fits a terminal
+CONFIG = {'name': str, 'dataset': str, 'steps': int, 'batch_size': int, 'report': list, 'sweep': dict}
+RECORD = {'command': str, 'commit': (str, type(None)), 'dirty': bool, 'versions': dict, 'devices': str,
+          'data': str, 'seconds': dict, 'finished': str}
+
+
+class Run(NamedTuple):
+  """What a workdir says. `record` is run.json; the rows of CSV files have numbers where numbers belong."""
+  workdir: Path
+  config: dict[str, Any]
+  record: dict[str, Any]
+  results: list[Row]
+  statistics: list[Row]
+
+
+class Summary(NamedTuple):
+  """Of the finite values: mean, standard deviation with n − 1 (NaN for n < 2), and how many they are."""
+  mean: float
+  sd: float
+  n: int
+
+
+class Table(NamedTuple):
+  header: list[str]
+  rows: list[list[str]]
+
+
+# Reading
+
+def read_run(workdir: Path) -> Run:
+  """Raises: UserError, naming the file, where one is missing, damaged or lacks a key or a column."""
+  config = read_config(workdir)
+  statistics = _csv(workdir / 'statistics.csv', NET)
+  return Run(workdir, config, _json(workdir / 'run.json', RECORD), read_results(workdir), statistics)
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+  """config.json, as main saved it."""
+  return _json(workdir / 'config.json', CONFIG)
+
+
+def read_results(workdir: Path) -> list[Row]:
+  """results.csv: a row for each network, scope and density; accuracies are shares or NaN."""
+  path = workdir / 'results.csv'
+  rows = _csv(path, (*NET, 'scope', 'density', 'kept', 'weights', 'validation_accuracy', 'test_accuracy'))
+  for line, row in enumerate(rows, 2):
+    if not 0 <= row['kept'] <= row['weights']:
+      raise UserError(f'{path}, line {line}: kept is {row["kept"]:g} of {row["weights"]:g} weights.')
+  return rows
+
+
+def read_overlap(workdir: Path) -> list[Row]:
+  """overlap.csv: a row for each network, scope and density."""
+  return _csv(workdir / 'overlap.csv', (*NET, 'scope', 'density', 'overlap'))
+
+
+def read_weights(workdir: Path) -> tuple[float, dict[float, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+  """weights.npz: density of the masks, and α → (initial, final, kept) of the sampled weights, [N] each."""
+  path = workdir / 'weights.npz'
+  try:
+    with np.load(io.BytesIO(_bytes(path)), allow_pickle=False) as file:
+      sampled = {float(alpha): (file[f'initial_{g}'], file[f'final_{g}'], file[f'kept_{g}'].astype(bool))
+                 for g, alpha in enumerate(file['alpha'])}
+      density = float(file['density'])
+  except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    raise UserError(f'{path} is damaged: {error}.') from None
+  if not sampled or any(len({array.shape for array in arrays}) > 1 for arrays in sampled.values()):
+    raise UserError(f'{path} is damaged: each alpha needs as many initial values as final ones and masks.')
+  return density, sampled
+
+
+def _json(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
+  try:
+    content = json.loads(_bytes(path))
+  except ValueError as error:
+    raise UserError(f'{path} is damaged: {error}.') from None
+  for key, kind in types.items():
+    if not isinstance(content, dict) or key not in content:
+      raise UserError(f'{path} lacks {key}.')
+    if not isinstance(content[key], kind):
+      raise UserError(f'{path}: {key} is {content[key]!r}, which is of the wrong type.')
+  return content
+
+
+def _csv(path: Path, columns: Sequence[str]) -> list[Row]:
+  """The rows of a file with at least `columns`; all but those of TEXT are numbers."""
+  try:
+    lines = list(csv.reader(io.StringIO(_bytes(path).decode(), newline=''), strict=True))
+  except (csv.Error, UnicodeDecodeError) as error:
+    raise UserError(f'{path} is damaged: {error}.') from None
+  header = lines[0] if lines else []
+  if missing := [column for column in columns if column not in header]:
+    raise UserError(f'{path} lacks the column{"s" if len(missing) > 1 else ""} {", ".join(missing)}.')
+  if len(lines) < 2:
+    raise UserError(f'{path} holds no rows.')
+  rows: list[Row] = []
+  seen = set()
+  for number, values in enumerate(lines[1:], 2):
+    where = f'{path}, line {number}'
+    if len(values) != len(header):
+      raise UserError(f'{where}: {len(values)} values where the header has {len(header)}.')
+    row: Row = {column: text if column in TEXT else _number(column, text, where)
+                for column, text in zip(header, values, strict=True)}
+    what = tuple(row.get(axis) for axis in (*NET, 'scope', 'density'))
+    if what in seen:
+      raise UserError(f'{where} repeats the network, scope and density of an earlier line.')
+    seen.add(what)
+    rows.append(row)
+  return rows
+
+
+def _number(column: str, text: str, where: str) -> float:
+  try:
+    value = float(text)
+  except ValueError:
+    raise UserError(f'{where}: {column} is {text!r}, which is no number.') from None
+  if not np.isfinite(value) and (column in NET or column == 'density'):
+    raise UserError(f'{where}: {column} is {text}, which tells no network.')
+  if column in SHARES and not (0 <= value <= 1 or np.isnan(value)):
+    raise UserError(f'{where}: {column} is {text}; it is a share, 0 to 1.')
+  return value
+
+
+def _bytes(path: Path) -> bytes:
+  try:
+    return path.read_bytes()
+  except FileNotFoundError:
+    raise UserError(f'{path} is missing; a run that has ended leaves it there.') from None
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error.strerror}.') from None
+
+
+# Numbers
+
+def summarise(values: Iterable[float]) -> Summary:
+  finite = np.array([value for value in values if np.isfinite(value)], np.float64)
+  return Summary(float(finite.mean()) if finite.size else np.nan,
+                 float(finite.std(ddof=1)) if finite.size > 1 else np.nan, finite.size)
+
+
+def groups(rows: Sequence[Row], axes: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
+  """Rows by their values on `axes`: numbers ascending, words in the order in which they are met."""
+  ranks = []
+  for axis in axes:
+    values = list(dict.fromkeys(row[axis] for row in rows))
+    values = values if isinstance(values[0], str) else sorted(values)
+    ranks.append({value: i for i, value in enumerate(values)})
+  found: dict[tuple[Any, ...], list[Row]] = {}
+  for row in rows:
+    found.setdefault(tuple(row[axis] for axis in axes), []).append(row)
+  order = sorted(found, key=lambda key: [rank[value] for rank, value in zip(ranks, key, strict=True)])
+  return {key: found[key] for key in order}
+
+
+def varying(rows: Sequence[Row], but: Sequence[str] = ()) -> list[str]:
+  """The axes on which rows differ, other than `but`; 'alpha' where there are none: a group needs a name."""
+  axes = [axis for axis in AXES if axis not in but and len({row.get(axis) for row in rows}) > 1]
+  return axes or ['alpha']
+
+
+def best_learning_rates(rows: Sequence[Row]) -> list[Row]:
+  """Of each group the rows at the learning rate of best validation accuracy, mean over densities and seeds.
+
+  A rate at which a network has no finite accuracy is taken only if all rates are so; of equals, the smallest.
+  """
+  def score(members: Iterable[Row]) -> float:
+    mean = float(np.mean([row['validation_accuracy'] for row in members]))
+    return mean if np.isfinite(mean) else -np.inf
+  chosen: list[Row] = []
+  for members in groups(rows, varying(rows, ['learning_rate'])).values():
+    chosen.extend(max(groups(members, ['learning_rate']).values(), key=score))   # the first of equals
+  return chosen
+
+
+def nearest(rows: Sequence[Row], density: float) -> float:
+  """The density of the rows that is nearest to the wanted one."""
+  return min((row['density'] for row in rows), key=lambda found: (abs(found - density), found))
+
+
+# Tables
+
+def table(rows: Sequence[Row], densities: Sequence[float] = DENSITIES) -> str:
+  """Test accuracy (%), mean ± sd over the n networks of each group, as text that is Markdown as well.
+
+  Args:
+    rows: as `read_results` gives them; those of several runs carry a 'run' each.
+    densities: shares of weights kept, of which the nearest that the rows have are shown.
+  """
+  header, cells = accuracy_table(rows, densities)
+  lines = [[cell.replace('|', r'\|') for cell in line] for line in (header, *cells)]
+  widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+  lines.insert(1, ['-' * width for width in widths])
+  padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+  return '\n'.join(['Test accuracy (%) by weights kept, mean ± sd over n networks:', '',
+                    *(f'| {" | ".join(line)} |' for line in padded)])
+
+
+def accuracy_table(rows: Sequence[Row], densities: Sequence[float], always: Sequence[str] = ()) -> Table:
+  """A line for each group; columns for axes that vary and those of `always`, n, and the nearest densities."""
+  axes = [axis for axis in AXES if axis in varying(rows) or axis in always]
+  columns = list(dict.fromkeys(nearest(rows, density) for density in densities))
+  lines = []
+  for key, members in groups(rows, axes).items():
+    found = [summarise(row['test_accuracy'] for row in members if row['density'] == at) for at in columns]
+    lines.append([*map(word, key), span(one.n for one in found), *map(_percent, found)])
+  return Table([*map(word, axes), 'n', *map(share, columns)], lines)
+
+
+def statistics_table(rows: Sequence[Row]) -> Table:
+  """A line for each group; a column for each statistic of its networks, mean ± sd."""
+  axes, names = varying(rows), [name for name in rows[0] if name not in NET]
+  lines = []
+  for key, members in groups(rows, axes).items():
+    found = [summarise(row[name] for row in members) for name in names]
+    lines.append([*map(word, key), span(one.n for one in found), *map(_rounded, found)])
+  return Table([*map(word, axes), 'n', *(word(name).replace('_', ' ') for name in names)], lines)
+
+
+def _percent(summary: Summary) -> str:
+  return _mean_sd(Summary(100 * summary.mean, 100 * summary.sd, summary.n), 2)
+
+
+def _rounded(summary: Summary) -> str:
+  """Two digits of the standard deviation, or four of the mean where there is none."""
+  sd, mean = (x if np.isfinite(x) else 0.0 for x in (summary.sd, summary.mean))
+  if sd > 1e-12 * abs(mean):   # the deviation of equal values is not 0 but a rounding error
+    last = np.floor(np.log10(sd)) - 1
+  else:
+    last = np.floor(np.log10(abs(mean))) - 3 if mean else 0
+  return _mean_sd(summary, int(np.clip(-last, 0, 8)))
+
+
+def _mean_sd(summary: Summary, decimals: int) -> str:
+  spread = f' ± {summary.sd:,.{decimals}f}' if summary.n > 1 else ''
+  return f'{summary.mean:,.{decimals}f}{spread}' if summary.n else '–'
+
+
+def share(density: float) -> str:
+  return f'{100 * density:.3g} %'
+
+
+def span(counts: Iterable[int]) -> str:
+  found = sorted(set(counts))
+  return f'{found[0]}' if len(found) == 1 else f'{found[0]} to {found[-1]}'
+
+
+def word(value: Any) -> str:
+  return NAMES.get(value, value) if isinstance(value, str) else f'{value:g}'
