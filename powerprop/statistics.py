@@ -36,7 +36,7 @@ def sign_flips(before: Any, after: Any, mask: Any = None) -> jax.Array:
     mask: None for all entries, or a tree like `before` of bool or None: the entries that are measured.
   Returns: float32 scalar in [0, 1]; NaN where nothing is measured.
   Raises: ValueError where structure or shape differ or a mask is not bool.
-  Source: Schwarz et al. 2021, section 4.1: under Powerpropagation weights are less likely to change sign.
+  Source: Schwarz et al. 2021, section 3: under Powerpropagation weights are less likely to change sign.
   """
   rows = _rows(mask, before, after)
   flipped = _sum([m & (jnp.sign(x) * jnp.sign(y) < 0) for m, x, y in rows])
@@ -53,7 +53,7 @@ def survival_by_magnitude(initial: Any, mask: Any, bins: int = 10) -> Survival:
     mask: tree like `initial` of bool or None: what was kept after it.
     bins: number of bins, from 1 to the number of entries; static.
   Raises: ValueError where structure, shape, dtype or `bins` do not fit.
-  Source: Schwarz et al. 2021, section 4.1: weights initialised close to zero are less likely to survive.
+  Source: Schwarz et al. 2021, section 3: weights initialised close to zero are less likely to survive.
   """
   rows = _rows(mask, initial)
   arrays, masks = [x for _, x in rows], [m for m, _ in rows]
