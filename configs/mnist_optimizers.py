@@ -2,10 +2,10 @@
 
   python -m experiments.main --config=configs/mnist_optimizers.py --workdir=runs/mnist_optimizers
 
-90 networks: α ∈ {2, 3, 4} × two orders × five learning rates × 3 seeds, 15,000 steps. Each line of the report is at the rate with
-the best mean validation accuracy over all densities: the same rule and the same grid for both orders. SGD, for which the orders
-are one, has the same α, seeds and steps in mnist_learning_rates.py; `python -m experiments.report DIR DIR` lays them side by side.
-Times and results are in RESULTS.md.
+90 networks: α ∈ {2, 3, 4} × two orders × five learning rates × 3 seeds, 15,000 steps. Each line of the report is at the rate
+with the best mean validation accuracy over all densities: the same rule and the same grid for both orders. SGD, for which the
+orders are one, has the same α, seeds and steps in mnist_learning_rates.py; `python -m experiments.report DIR DIR` lays the two
+side by side. Times and results are in RESULTS.md.
 """
 from configs import base
 

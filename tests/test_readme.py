@@ -26,7 +26,8 @@ def test_the_script_of_ones_own(capsys):
 
 @pytest.mark.parametrize('command', [c for c in COMMANDS if c.startswith('make ')])
 def test_make_targets_exist(command):
-  done = subprocess.run([*shlex.split(command), '--dry-run', f'PYTHON={sys.executable}'], cwd=ROOT, capture_output=True, text=True)
+  words = [*shlex.split(command), '--dry-run', f'PYTHON={sys.executable}']
+  done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
 
 

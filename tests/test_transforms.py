@@ -171,7 +171,7 @@ def test_partition(wrapper):
 def test_apply_if_finite(wrapper):
   tx = optax.apply_if_finite(WRAPPERS[wrapper](optax.adam(0.1), REPARAM), 3)
   bad = jax.tree.map(lambda x: x * jnp.nan, GRADS[0])
-  equal(run(tx, grads=[GRADS[0], bad, GRADS[1]]), run(WRAPPERS[wrapper](optax.adam(0.1), REPARAM), grads=GRADS[:2]))
+  close(run(tx, grads=[GRADS[0], bad, GRADS[1]]), run(WRAPPERS[wrapper](optax.adam(0.1), REPARAM), grads=GRADS[:2]))
 
 
 def test_ema_of_parameters():
@@ -215,8 +215,8 @@ def test_under_scan_vmap_and_jit_on_eight_devices(wrapper, name):
   many = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), PHI)
   close(jax.tree.map(lambda x: x[0], jax.vmap(loop)(many)), expected)
   mesh = jax.make_mesh((8,), ('d',), axis_types=(AxisType.Auto,))
-  eight = jax.tree.map(lambda x: jax.device_put(jnp.stack([x * (1 + i) for i in range(8)]), NamedSharding(mesh, PartitionSpec('d'))),
-                       PHI)
+  eight = jax.device_put(jax.tree.map(lambda x: jnp.stack([x * (1 + i) for i in range(8)]), PHI),
+                         NamedSharding(mesh, PartitionSpec('d')))
   out = jax.jit(jax.vmap(loop))(eight)
   assert len(out['a']['w'].sharding.device_set) == 8
   close(jax.tree.map(lambda x: x[0], out), expected)
