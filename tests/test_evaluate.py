@@ -1,0 +1,169 @@
+"""Evaluation: counts, masks, accuracies and statistics against NumPy in float64."""
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import evaluate, train
+
+OUTPUT = 'mlp/~/linear_1/w'
+SHAPES = {'mlp/~/linear_0': {'w': (12, 20), 'b': (20,)}, OUTPUT[:-2]: {'w': (20, 4), 'b': (4,)}}
+NET = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([20, 4])(hk.Flatten()(x))))
+
+
+def make_params(k, seed=0):
+  rng = np.random.default_rng(seed)
+  return {layer: {leaf: rng.normal(size=(k, *shape)).astype(np.float32) for leaf, shape in leaves.items()}
+          for layer, leaves in SHAPES.items()}
+
+
+def make_data(count, seed):
+  rng = np.random.default_rng(seed)
+  return train.Batches(rng.integers(0, 256, (count, 3, 4, 1), np.uint8), rng.integers(0, 4, count, np.int32))
+
+
+def of_net(params, k):
+  return {layer: {leaf: x[k].astype(np.float64) for leaf, x in leaves.items()} for layer, leaves in params.items()}
+
+
+def numpy_logits(theta, images):
+  x = images.reshape(len(images), -1).astype(np.float64) / 255
+  x = np.maximum(x @ theta['mlp/~/linear_0']['w'] + theta['mlp/~/linear_0']['b'], 0)
+  return x @ theta[OUTPUT[:-2]]['w'] + theta[OUTPUT[:-2]]['b']
+
+
+def numpy_hits(theta, data):
+  return int(np.sum(np.argmax(numpy_logits(theta, data.images), 1) == data.labels))
+
+
+def numpy_masks(theta, counts, scope):
+  """Layer → mask of its weights. Random floats have no ties, so any exact sort gives the same."""
+  sizes = [np.abs(theta[layer]['w']) for layer in SHAPES]
+  if scope == 'global':
+    threshold = np.sort(np.concatenate([x.ravel() for x in sizes]))[-sum(counts)]
+    return {layer: x >= threshold for layer, x in zip(SHAPES, sizes, strict=True)}
+  return {layer: x >= np.sort(x.ravel())[-k] if k else np.zeros(x.shape, bool)
+          for layer, x, k in zip(SHAPES, sizes, counts, strict=True)}
+
+
+def trees(counts):
+  """[hidden, output] → tree of counts."""
+  return {'mlp/~/linear_0': {'w': counts[0], 'b': None}, OUTPUT[:-2]: {'w': counts[1], 'b': None}}
+
+
+# ---- counts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('p, hidden, middle, output', [
+  (0.01, 2352, 300, 20),
+  (0.1, 23520, 3000, 200),
+  (0.2575, 60564, 7725, 515),   # p n without a remainder in decimals
+  (0.48329302385717527, 113670, 14498, 966),   # a density of the sweep: int() cuts off
+  (0.5, 117600, 15000, 1000),
+  (0.6, 141120, 18000, 1000),   # the output layer is whole from one half on
+  (1.0, 235200, 30000, 1000),
+])
+def test_layer_counts_of_lenet(p, hidden, middle, output):
+  shapes = {f'mlp/~/linear_{i}': {'w': np.zeros(shape, bool), 'b': np.zeros(shape[1:], bool)}
+            for i, shape in enumerate([(784, 300), (300, 100), (100, 10)])}
+  (found,) = evaluate.layer_counts(shapes, [p], 'mlp/~/linear_2/w', 2.0)
+  assert [found[f'mlp/~/linear_{i}'] for i in range(3)] == [{'w': k, 'b': None} for k in (hidden, middle, output)]
+
+
+def test_layer_counts_follow_the_factor_and_know_the_layer():
+  theta = jax.tree.map(lambda x: x[0], make_params(1))
+  found = evaluate.layer_counts(theta, [0.1, 0.3, 1.0], OUTPUT, 3.0)
+  assert found == [trees([24, 24]), trees([72, 72]), trees([240, 80])]   # of 240 and 80 weights
+  with pytest.raises(ValueError, match=r"no leaf is called 'head/w'; there are .*'mlp/~/linear_1/w'"):
+    evaluate.layer_counts(theta, [0.1], 'head/w', 2.0)
+
+
+# ---- masks, overlap, accuracy --------------------------------------------------------------------------------------
+
+
+def test_networks_of_a_group_as_in_numpy():
+  """Three networks on two devices, two scopes, five densities, validation and test: all numbers of an Evaluation."""
+  scopes, seeds = ('layer', 'global'), np.arange(3, dtype=np.int32)
+  theta0, theta = make_params(3, seed=1), make_params(3, seed=2)
+  theta = jax.tree.map(lambda a, b: np.float32(0.6 * a + 0.8 * b), theta0, theta)   # masks that partly agree
+  validation, test = make_data(700, seed=3), make_data(1300, seed=4)   # more images than go at once, and no multiple
+  densities = [0.004, 0.05, 0.2, 0.5, 1.0]
+  counts = [(0, 0), (12, 8), (48, 32), (120, 80), (240, 80)]   # int(p 240), int(min(1, 2p) 80), worked out by hand
+  rows = evaluate.layer_counts(jax.tree.map(lambda x: x[0], theta), densities, OUTPUT, 2.0)
+  assert rows == [trees(row) for row in counts]
+  stacked = jax.tree.map(lambda *k: np.array(k, np.int32), *rows)
+
+  mesh = jax.make_mesh((2,), (train.NETS,), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
+  (slots,) = train.deal(train.Nets(seeds, np.ones(3, np.float32)), 1, 2)
+  before, after = train.scatter([theta0, theta], [slots, slots])
+  found = evaluate.make_evaluate(NET, scopes, mesh)(before, after, slots.number, stacked, trees([24, 16]), validation, test)
+  (found,) = train.gather([jax.tree.map(np.asarray, found)], [slots])
+
+  for k in range(3):
+    start, end = of_net(theta0, k), of_net(theta, k)
+    for (s, scope), (d, pair) in ((a, b) for a in enumerate(scopes) for b in enumerate(counts)):
+      if scope == 'global' and sum(pair) == 0:
+        masks = old = {layer: np.zeros(end[layer]['w'].shape, bool) for layer in SHAPES}
+      else:
+        masks, old = numpy_masks(end, pair, scope), numpy_masks(start, pair, scope)
+      assert sum(int(m.sum()) for m in masks.values()) == sum(pair) == found.kept[k, s, d]
+      agree = np.concatenate([(masks[layer] == old[layer]).ravel() for layer in SHAPES])
+      np.testing.assert_allclose(found.overlap[k, s, d], agree.mean(), rtol=1e-6)   # float32
+      pruned = {layer: {'w': np.where(masks[layer], leaves['w'], 0), 'b': leaves['b']} for layer, leaves in end.items()}
+      assert found.validation[k, s, d] == numpy_hits(pruned, validation)
+      assert found.test[k, s, d] == numpy_hits(pruned, test)
+  assert found.kept.dtype == found.test.dtype == np.int32
+  assert len(np.unique(found.test)) > 12   # the comparisons can fail: nets, scopes and densities differ
+
+
+def test_hits_of_more_images_than_go_at_once():
+  theta, data = jax.tree.map(lambda x: x[0], make_params(1)), make_data(2 * evaluate.IMAGES_AT_ONCE + 137, seed=5)
+  assert evaluate.hits(NET, theta, data) == numpy_hits(of_net(make_params(1), 0), data)
+
+
+def two_layers(first, second, bias):
+  return {'a': {'w': first, 'b': bias}, 'c': {'w': second, 'b': bias}}
+
+
+def test_select_by_layer_and_over_all_layers():
+  theta = two_layers(jnp.array([[5., -4., 0.5], [3., 0., -0.1]]), jnp.array([[1.], [-2.], [0.2]]), jnp.array([9.]))
+  counts = two_layers(2, 2, None)
+  found = jax.jit(lambda theta: {scope: evaluate.select(theta, counts, scope) for scope in ('layer', 'global')})(theta)
+  # The same total, and biases have no mask.
+  assert jax.tree.map(lambda m: m.astype(int).tolist(), found) == {
+    'layer': two_layers([[1, 1, 0], [0, 0, 0]], [[1], [1], [0]], None),
+    'global': two_layers([[1, 1, 0], [1, 0, 0]], [[0], [1], [0]], None)}
+
+
+# ---- statistics and samples ----------------------------------------------------------------------------------------
+
+
+def test_weight_statistics_by_hand():
+  theta0 = two_layers(jnp.array([[.1, -.2, .3, -.4]]), jnp.array([[.1], [.2], [.3], [-.4]]), jnp.full(4, 50.))
+  theta = two_layers(jnp.array([[3., .2, -2., -.1]]), jnp.array([[0.], [1.], [-5.], [-4.]]), jnp.full(4, -50.))
+  found = jax.jit(lambda *trees: evaluate.weight_statistics(*trees, two_layers(2, 3, None)))(theta0, theta)
+  # Of the eight weights survive 3 and −2 in the first layer, 1, −5 and −4 in the second. The signs of −.2 and .3 change, and
+  # of the other .3; −2 and −5 survive.
+  assert found['sign_flips'] == pytest.approx(3 / 8)
+  assert found['survivor_sign_flips'] == pytest.approx(2 / 5)
+  # The smaller half of each layer are .1 and .2: 3 and 1 come from there.
+  assert found['survivors_from_smaller_half'] == pytest.approx(2 / 5)
+  x = np.array([3., .2, -2., -.1, 0., 1., -5., -4.])
+  x = x - x.mean()
+  assert found['kurtosis'] == pytest.approx(np.mean(x**4) / np.mean(x**2) ** 2 - 3, rel=1e-5)
+
+
+def test_sample_weights():
+  theta0 = two_layers(np.arange(12.).reshape(3, 4), 12. + np.arange(8.).reshape(4, 2), np.full(4, 99.))
+  theta = jax.tree.map(lambda x: -x - 100, theta0)
+  kept = two_layers(theta0['a']['w'] % 3 == 0, theta0['c']['w'] % 3 == 0, None)
+  found = evaluate.sample_weights(theta0, theta, kept, 15)
+  drawn = found['initial']
+  assert len(set(drawn.tolist())) == 15 and set(drawn.tolist()) <= set(range(20))   # without replacement, no biases
+  np.testing.assert_array_equal(found['final'], -drawn - 100)   # each weight with its own values
+  np.testing.assert_array_equal(found['kept'], drawn % 3 == 0)
+  again = evaluate.sample_weights(theta0, theta, kept, 15)
+  jax.tree.map(np.testing.assert_array_equal, again, found)
+  everything = evaluate.sample_weights(theta0, theta, kept, 10_000)
+  assert sorted(everything['initial'].tolist()) == list(range(20))
