@@ -51,9 +51,8 @@ def reparameterise(net: Net, reparam: Reparam) -> Net:
     leaves, treedef = jax.tree.flatten(params)
     key = treedef, tuple((x.shape, x.dtype) for x in leaves)
     if key not in settled:
-      wanted = [a != 1 for a in jax.tree.leaves(reparam.alphas(params))]
-      zeros = frozenset(name for name, value in _constant_params(net.init, stateful, wanted, args, kwargs).items()
-                        if not np.any(value))
+      constant = _constant_params(net.init, stateful, reparam, args, kwargs)
+      zeros = frozenset(name for name, value in constant.items() if not np.any(value))
       settled[key] = with_zeros(reparam, zeros, params)
     return settled[key]
 
@@ -73,9 +72,9 @@ def reparameterise(net: Net, reparam: Reparam) -> Net:
   return type(net)(init, apply)
 
 
-def _constant_params(init: Callable[..., Any], stateful: bool, wanted: list[bool], args: tuple[Any, ...],
+def _constant_params(init: Callable[..., Any], stateful: bool, reparam: Reparam, args: tuple[Any, ...],
                      kwargs: dict[str, Any]) -> dict[str, np.ndarray]:
-  """Name → value of the `wanted` leaves to which `init` gives the same value whatever the key and the inputs are."""
+  """Name → value of the reparameterised leaves to which `init` gives the same value whatever the key and the inputs are."""
   leaves, treedef = jax.tree.flatten((args, kwargs))
   dynamic = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array | np.ndarray)]
 
@@ -90,7 +89,8 @@ def _constant_params(init: Callable[..., Any], stateful: bool, wanted: list[bool
   shapes = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in dynamic]
   closed, out = jax.make_jaxpr(from_arrays, return_shape=True)(jax.random.key(0), shapes)
   names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(out)]
-  values = _known_outputs(closed, wanted)
+  # The network's own parameters: an apply may be handed more than these.
+  values = _known_outputs(closed, [alpha != 1 for alpha in jax.tree.leaves(reparam.alphas(out))])
   return {name: np.asarray(value) for name, value in zip(names, values, strict=True) if value is not None}
 
 

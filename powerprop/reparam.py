@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.custom_derivatives import SymbolicZero
 
 Tree = Any
 Where = Callable[[str, Any], bool]
@@ -43,8 +44,8 @@ def psi(phi: jax.Array, alpha: float | jax.Array) -> jax.Array:
   """
   alpha = _check(phi, alpha)
   if isinstance(alpha, float):
-    return phi if alpha == 1 else _psi(phi, alpha)
-  return _psi_traced(phi, alpha)
+    return phi if alpha == 1 else _psi(jnp.asarray(phi), alpha)
+  return _psi_traced(jnp.asarray(phi), alpha)
 
 
 def psi_inverse(theta: jax.Array, alpha: float | jax.Array) -> jax.Array:
@@ -62,6 +63,7 @@ def psi_inverse(theta: jax.Array, alpha: float | jax.Array) -> jax.Array:
   alpha = _check(theta, alpha)
   if isinstance(alpha, float) and alpha == 1:
     return theta
+  theta = jnp.asarray(theta)
   return _psi_inverse(theta, jnp.asarray(alpha, _compute_dtype(theta)))
 
 
@@ -71,16 +73,18 @@ def psi_slope(phi: jax.Array, alpha: float | jax.Array) -> jax.Array:
   Args, Returns, Raises: as for `psi`.
   Source: Schwarz et al. 2021, eq. (1).
   """
-  alpha = _check(phi, alpha)
+  alpha, phi = _check(phi, alpha), jnp.asarray(phi)
   if isinstance(alpha, float):
     return jnp.ones_like(phi) if alpha == 1 else _slope(phi, alpha)
-  x, a = _compute(phi), jnp.asarray(alpha, _compute_dtype(phi))
-  return (a * jnp.power(jnp.abs(x), a - 1)).astype(phi.dtype)
+  return _slope_traced(phi, alpha)
 
 
 def _check(x: jax.Array, alpha: float | jax.Array) -> float | jax.Array:
   """`alpha` as a checked float when its value is known, else as the traced scalar that it is."""
-  dtype = jnp.result_type(x)
+  try:
+    dtype = jnp.result_type(x)
+  except TypeError:
+    raise ValueError(f'Ψ acts on floating arrays, got {type(x).__name__}.') from None
   if not jnp.issubdtype(dtype, jnp.floating):
     raise ValueError(f'Ψ acts on floating arrays, got dtype {dtype}.')
   if isinstance(alpha, jax.core.Tracer):
@@ -156,8 +160,7 @@ def _slope(phi: jax.Array, alpha: float) -> jax.Array:
 def _slope_jvp(alpha: float, primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
   (phi,), (dphi,) = primals, tangents
   x = _compute(phi)
-  safe = jnp.where(x == 0, jnp.ones_like(x), jnp.abs(x))
-  curvature = alpha * (alpha - 1) * jnp.sign(x) * _power(safe, alpha - 2)   # sign(0) = 0
+  curvature = alpha * (alpha - 1) * jnp.sign(x) * _power(_nonzero(x), alpha - 2)   # sign(0) = 0
   return _slope(phi, alpha), curvature.astype(phi.dtype) * dphi
 
 
@@ -170,11 +173,34 @@ def _psi_traced(phi: jax.Array, alpha: jax.Array) -> jax.Array:
 @_psi_traced.defjvp
 def _psi_traced_jvp(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
   (phi, alpha), (dphi, dalpha) = primals, tangents
+  value = _psi_traced(phi, alpha)
+  by_alpha = _compute(value) * _log_abs(_compute(phi)) * jnp.asarray(dalpha, _compute_dtype(phi))   # Ψ(0) log 0 → 0
+  return value, _slope_traced(phi, alpha) * dphi + by_alpha.astype(phi.dtype)
+
+
+@jax.custom_jvp
+def _slope_traced(phi: jax.Array, alpha: jax.Array) -> jax.Array:
   x, a = _compute(phi), jnp.asarray(alpha, _compute_dtype(phi))
-  m = jnp.power(jnp.abs(x), a - 1)
-  log = jnp.log(jnp.where(x == 0, jnp.ones_like(x), jnp.abs(x)))    # Ψ(0) log 0 → 0
-  tangent = a * m * dphi.astype(x.dtype) + x * m * log * dalpha.astype(x.dtype)
-  return (x * m).astype(phi.dtype), tangent.astype(phi.dtype)
+  return (a * jnp.power(jnp.abs(x), a - 1)).astype(phi.dtype)
+
+
+@_slope_traced.defjvp
+def _slope_traced_jvp(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
+  (phi, alpha), (dphi, dalpha) = primals, tangents
+  x, a = _compute(phi), jnp.asarray(alpha, _compute_dtype(phi))
+  curvature = a * (a - 1) * jnp.sign(x) * jnp.power(_nonzero(x), a - 2)   # sign(0) = 0
+  by_alpha = jnp.power(jnp.abs(x), a - 1) * (1 + a * _log_abs(x))
+  tangent = curvature * jnp.asarray(dphi, x.dtype) + by_alpha * jnp.asarray(dalpha, x.dtype)
+  return _slope_traced(phi, alpha), tangent.astype(phi.dtype)
+
+
+def _nonzero(x: jax.Array) -> jax.Array:
+  """|x|, but 1 at 0, where a sign or a zero beside it decides."""
+  return jnp.where(x == 0, jnp.ones_like(x), jnp.abs(x))
+
+
+def _log_abs(x: jax.Array) -> jax.Array:
+  return jnp.log(_nonzero(x))
 
 
 @jax.custom_jvp
@@ -184,14 +210,19 @@ def _psi_inverse(theta: jax.Array, alpha: jax.Array) -> jax.Array:
   return (jnp.sign(x) * jnp.power(jnp.abs(x), 1 / alpha)).astype(theta.dtype)
 
 
-@_psi_inverse.defjvp
+@functools.partial(_psi_inverse.defjvp, symbolic_zeros=True)
 def _psi_inverse_jvp(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
   (theta, alpha), (dtheta, dalpha) = primals, tangents
   x = _compute(theta)
   phi = jnp.sign(x) * jnp.power(jnp.abs(x), 1 / alpha)
-  log = jnp.log(jnp.where(x == 0, jnp.ones_like(x), jnp.abs(x)))
-  tangent = jnp.power(jnp.abs(x), 1 / alpha - 1) / alpha * dtheta.astype(x.dtype) - phi * log / alpha**2 * dalpha
+  tangent = -phi * _log_abs(x) / alpha**2 * _filled(dalpha, x.dtype)
+  if not isinstance(dtheta, SymbolicZero):   # the slope at θ = 0 is infinite, and a derivative by α alone is not
+    tangent += jnp.power(jnp.abs(x), 1 / alpha - 1) / alpha * jnp.asarray(dtheta, x.dtype)
   return phi.astype(theta.dtype), tangent.astype(theta.dtype)
+
+
+def _filled(tangent: Any, dtype: Any) -> jax.Array:
+  return jnp.zeros((), dtype) if isinstance(tangent, SymbolicZero) else jnp.asarray(tangent, dtype)
 
 
 # ---- on trees ---------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def survival_by_magnitude(initial: Any, mask: Any, bins: int = 10) -> Survival:
     return at_least - jnp.append(at_least[1:], 0)
 
   size = by_bin(leaves, entries)
-  share = by_bin(kept, _sum(masks).astype(jnp.int32)).astype(jnp.float32) / size
+  share = by_bin(kept, sum(jnp.sum(m, dtype=jnp.int32) for m in masks)).astype(jnp.float32) / size
   return Survival(lax.bitcast_convert_type(patterns, leaves[0].dtype), share, size)
 
 

@@ -16,11 +16,12 @@ Update = Callable[[Tree, Any, Tree], tuple[Tree, Any]]   # optax's: (gradients, 
 
 
 def target_propagation(inner: optax.GradientTransformation, reparam: Reparam) -> optax.GradientTransformationExtraArgs:
-  """Δφ = optim(∂L/∂Ψ(φ)) · diag(α|φ|^(α−1)), the paper's update, around any inner chain `optim`.
+  """The paper's update around any inner chain. Give `update` the gradient at θ = Ψ(φ), the weights that the network saw.
 
-  `update` takes the gradient at θ = Ψ(φ), the weights that the network saw, never ∂L/∂φ: differentiate the loss of the
-  original network at `reparam.weights(phi)`. A gradient of a network transformed by `reparameterise` has the slope in it
-  already, and it would be applied twice.
+    Δφ = optim(∂L/∂Ψ(φ)) · diag(α|φ|^(α−1))
+
+  Never give it ∂L/∂φ: differentiate the loss of the original network at `reparam.weights(phi)`. A gradient of a network
+  transformed by `reparameterise` has the slope in it already, and it would be applied twice.
 
       theta = reparam.weights(phi)
       loss, grads = jax.value_and_grad(loss_fn)(theta, batch)
@@ -34,19 +35,19 @@ def target_propagation(inner: optax.GradientTransformation, reparam: Reparam) ->
   may point elsewhere, can be turned uphill by the slope: u = (3, −1), g = (1, 1) and slopes² (0.1, 1) give ⟨Δφ, ∂L/∂φ⟩ < 0.
 
   State of `inner` is kept in float32 when parameters are bfloat16 or float16 (in float64 for float64): moments of 8 bits of
-  mantissa stop moving after some hundred steps. Gradients are converted; updates come back in the dtype of the parameters.
+  mantissa stop moving after some hundred steps. Gradients are converted; updates come back in the dtype of the gradients.
 
   Args:
     inner: any optax transformation, chains with extra arguments included; these are passed on.
     reparam: from `powerpropagation`.
   Returns: a transformation whose `init` takes φ and whose `update` takes (∂L/∂θ, state, φ) and needs φ.
-  Raises: ValueError when `update` gets no parameters or gradients of another structure.
+  Raises: ValueError when `update` gets no parameters or gradients of another structure, a None in place of a leaf included; and
+    as `reparam` does for a tree without weights (inside optax.partition, wrap the groups that have some).
   Source: Schwarz et al. 2021 (arXiv:2110.00296), section 2; the curvature argument is its footnote 1.
   """
   def update(inner_update: Update, grads: Tree, state: Any, phi: Tree) -> tuple[Tree, Any]:
-    theta, pull = _pullback(reparam, phi)
-    u, state = inner_update(grads, state, theta)
-    return pull(u), state
+    u, state = inner_update(grads, state, reparam.weights(phi))
+    return _times_slope(reparam, phi, u), state
   return _wrap(inner, reparam.weights, update)
 
 
@@ -61,8 +62,7 @@ def backpropagation(inner: optax.GradientTransformation, reparam: Reparam) -> op
   Source: Schwarz et al. 2021, section 2, eq. (1).
   """
   def update(inner_update: Update, grads: Tree, state: Any, phi: Tree) -> tuple[Tree, Any]:
-    _, pull = _pullback(reparam, phi)
-    return inner_update(pull(grads), state, phi)
+    return inner_update(_times_slope(reparam, phi, grads), state, phi)
   return _wrap(inner, lambda phi: phi, update)
 
 
@@ -72,7 +72,8 @@ def _wrap(inner: optax.GradientTransformation, seen: Callable[[Tree], Tree],
   inner = optax.with_extra_args_support(inner)
 
   def init(params: Tree) -> Any:
-    return inner.init(seen(_promote(params)))
+    # Empty trees are optax's own: groups of `partition` without parameters, placeholders of `optax.tree.map_params`.
+    return inner.init(seen(_promote(params)) if jax.tree.leaves(params) else params)
 
   # optax hands `params` over by keyword as well.
   def update(updates: Tree, state: Any, params: Tree = None, **extra_args: Any) -> tuple[Tree, Any]:
@@ -82,16 +83,17 @@ def _wrap(inner: optax.GradientTransformation, seen: Callable[[Tree], Tree],
     if structure != jax.tree.structure(params):
       raise ValueError(f'gradients and parameters differ in structure: got {describe_leaves(updates)}; '
                        f'parameters are {describe_leaves(params)}.')
+    if not jax.tree.leaves(params):
+      return inner.update(updates, state, params, **extra_args)
     u, state = step(functools.partial(inner.update, **extra_args), _promote(updates), state, _promote(params))
-    return _cast(u, params), state
+    return _cast(u, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _pullback(reparam: Reparam, phi: Tree) -> tuple[Tree, Callable[[Tree], Tree]]:
-  """θ = Ψ(φ) and v ↦ Jᵀv at φ, that is times the slope; |φ|^(α−1) is computed once for both."""
-  theta, pull = jax.vjp(reparam.weights, phi)
-  return theta, lambda v: pull(_cast(v, theta))[0]
+def _times_slope(reparam: Reparam, phi: Tree, v: Tree) -> Tree:
+  """Jᵀv at φ: v times α|φ|^(α−1), a power that XLA finds computed already for θ. Other leaves as they are."""
+  return jax.tree.map(lambda on, s, x: s * x.astype(s.dtype) if on else x, reparam.where(phi), reparam.slope(phi), v)
 
 
 def _cast(tree: Tree, like: Tree) -> Tree:

@@ -120,6 +120,13 @@ def test_constants_that_are_not_zero_and_zeros_of_other_origin():
   np.testing.assert_array_equal(transformed.apply(phi, x), np.full((1, 4), 5295.0))
 
 
+def test_parameters_of_other_networks_are_passed_by():
+  net = reparameterise(hk.without_apply_rng(hk.transform(mlp)), powerpropagation(2.0))
+  x = jnp.ones((2, 4))
+  phi = net.init(jax.random.key(0), x)
+  np.testing.assert_array_equal(net.apply(phi | {'other': {'w': jnp.ones((2, 2))}}, x), net.apply(phi, x))
+
+
 def test_a_network_without_weights_is_an_error():
   net = reparameterise(hk.transform(lambda x: hk.LayerNorm(-1, True, True)(x)), powerpropagation(2.0))
   with pytest.raises(ValueError, match='chose none of these leaves: layer_norm/offset'):

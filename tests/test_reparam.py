@@ -80,9 +80,22 @@ def test_traced_alpha_equals_static_and_has_its_derivative(alpha):
 def test_second_derivative_is_finite_everywhere_and_right_away_from_zero(alpha):
   x = jnp.array([0.0, 0.5, -2.0])
   got = jax.vmap(jax.hessian(lambda v: psi(v, alpha)))(x)
+  traced = jax.vmap(jax.hessian(lambda v: jax.jit(psi)(v, alpha)))(x)
+  np.testing.assert_allclose(traced, got, rtol=1e-5)
+  assert jax.grad(lambda a: jax.jvp(lambda v: psi(v, a), (0.0,), (1.0,))[1])(alpha) == 0
   away = np.array([0.5, -2.0])
   np.testing.assert_allclose(got[1:], alpha * (alpha - 1) * np.sign(away) * np.abs(away) ** (alpha - 2), rtol=1e-6)
   assert got[0] == 0
+
+
+def test_python_numbers_are_scalars():
+  assert psi(0.5, 2.0) == 0.25 and psi_slope(0.5, 2) == 1.0 and psi_inverse(0.25, 2.0) == 0.5
+  assert jax.grad(psi)(0.5, 2.0) == 1.0
+  value, by_alpha = jax.jvp(lambda a: psi(0.5, a), (2.0,), (1.0,))
+  np.testing.assert_allclose([value, by_alpha], [0.25, 0.25 * np.log(0.5)], rtol=1e-6)
+  assert jax.jvp(lambda a: psi_inverse(jnp.zeros(()), a), (2.0,), (1.0,))[1] == 0
+  with pytest.raises(ValueError, match='acts on floating arrays, got list'):
+    psi([0.5], 2.0)
 
 
 def test_inverse_has_its_slope_and_an_infinite_one_at_zero():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -27,6 +28,9 @@ INNER = {
     'lion': lambda: optax.lion(0.1, weight_decay=0.1),
     'rmsprop': lambda: optax.rmsprop(0.1),
     'clip and decay': lambda: optax.chain(optax.clip_by_global_norm(0.5), optax.add_decayed_weights(0.1), optax.sgd(0.1)),
+    # Its state begins as a copy of the parameters that it is shown.
+    'schedule free': lambda: optax.contrib.schedule_free_sgd(0.1),
+    'scheduled': lambda: optax.inject_hyperparams(optax.adam)(optax.linear_schedule(0.2, 0.01, 4)),
     'ema of updates': lambda: optax.chain(optax.ema(0.9), optax.scale(-0.1)),
 }
 WRAPPERS = {'target_propagation': target_propagation, 'backpropagation': backpropagation}
@@ -230,13 +234,36 @@ def test_under_scan_vmap_and_jit_on_eight_devices(wrapper, name):
 def test_state_is_float32_for_short_parameters(wrapper, dtype):
   tx = WRAPPERS[wrapper](optax.adam(0.1), REPARAM)
   phi = jax.tree.map(lambda x: x.astype(dtype), PHI)
-  grads = jax.tree.map(lambda x: x.astype(dtype), GRADS[0])
+  grads = jax.tree.map(lambda x: (x / 3).astype(dtype), GRADS[0])   # squares of thirds are inexact in these types
   state = tx.init(phi)
   updates, state = tx.update(grads, state, phi)
   assert {x.dtype.name for x in jax.tree.leaves(updates)} == {dtype}
   assert {x.dtype.name for x in jax.tree.leaves((state[0].mu, state[0].nu))} == {'float32'}
   full, _ = tx.update(jax.tree.map(jnp.float32, grads), tx.init(jax.tree.map(jnp.float32, phi)), jax.tree.map(jnp.float32, phi))
   equal(updates, jax.tree.map(lambda x: x.astype(dtype), full))   # computed in float32, rounded once
+
+
+@pytest.mark.parametrize('wrapper', WRAPPERS)
+@pytest.mark.parametrize('outer', [lambda tx: tx, lambda tx: optax.apply_if_finite(tx, 3), lambda tx: optax.MultiSteps(tx, 2)])
+def test_updates_have_the_dtype_of_the_gradients(wrapper, outer):
+  """As in optax: gradients summed in float32 for bfloat16 parameters are not rounded twice."""
+  tx = outer(WRAPPERS[wrapper](optax.adam(0.1), REPARAM))
+  phi = jax.tree.map(lambda x: x.astype('bfloat16'), PHI)
+  updates, _ = jax.jit(tx.update)(GRADS[0], tx.init(phi), phi)
+  assert {x.dtype.name for x in jax.tree.leaves(updates)} == {'float32'}
+  assert {x.dtype.name for x in jax.tree.leaves(optax.apply_updates(phi, updates))} == {'bfloat16'}
+
+
+@pytest.mark.parametrize('wrapper', WRAPPERS)
+def test_empty_trees_of_optax(wrapper):
+  """Placeholders of tree.map_params, by which moments are reset, and groups of partition that nothing belongs to."""
+  tx = WRAPPERS[wrapper](optax.adam(0.1), REPARAM)
+  _, state = tx.update(GRADS[0], tx.init(PHI), PHI)
+  reset = optax.tree.map_params(tx, jnp.zeros_like, state)
+  assert not any(x.any() for x in jax.tree.leaves((reset[0].mu, reset[0].nu))) and reset[0].count == 1
+  labels = jax.tree.map(lambda _: 'all', PHI)
+  parts = optax.partition({'all': optax.sgd(0.1), 'none': tx}, labels)
+  equal(run(parts), run(optax.sgd(0.1)))
 
 
 def test_state_is_float64_for_float64_parameters():
