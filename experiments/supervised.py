@@ -162,11 +162,11 @@ def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: h
     losses = np.stack(train.gather(to_host(losses), slots))
     if metrics:
       names = [group_name(g, config) for g in groups]
-      # JSON has no NaN, which a network that has diverged gives.
+      # A network that has diverged: JSON has no NaN, and TensorBoard's writer complains of it.
       listed = [[x if np.isfinite(x) else None for x in row] for row in losses.tolist()]
       tags = ['train_loss/' + name.replace('=', '_').replace(' ', '/') for name in names]
       metrics.write(step, {'seconds': round(progress.seconds, 3), 'train_loss': dict(zip(names, listed, strict=True))},
-                    dict(zip(tags, losses.mean(axis=1).tolist(), strict=True)))
+                    {tag: float(x) for tag, x in zip(tags, losses.mean(axis=1), strict=True) if np.isfinite(x)})
     progress.show(step, losses)
 
   pending = None
