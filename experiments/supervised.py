@@ -43,8 +43,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   model = MODELS[config.model](data.classes, config.bias_stddev)
   net = hk.without_apply_rng(hk.transform(model.forward))
   groups, nets, mesh = make_groups(config), make_nets(config), train.make_mesh()
-  say(f'{len(groups) * len(nets.seed)} networks of {config.steps:,} steps in {len(groups)} group'
-      f'{"s" if len(groups) > 1 else ""} on {mesh.size} {jax.devices()[0].platform} device{"s" if mesh.size > 1 else ""}.')
+  say(f'{plural(len(groups) * len(nets.seed), "network")} of {config.steps:,} steps in {plural(len(groups), "group")} on '
+      f'{plural(mesh.size, f"{jax.devices()[0].platform} device")}.')
   slots = train.deal(nets, len(groups), mesh.size)
   on_device = {name: train.replicate(part, mesh) for name, part in splits.items()}
   theta0 = train.make_weights(net, splits['train'].images.shape[1:], mesh)(nets.seed)
@@ -68,6 +68,10 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
 def say(text: str) -> None:
   if jax.process_index() == 0:
     print(text, flush=True)
+
+
+def plural(n: int, noun: str) -> str:
+  return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
 
 
 def check(config: ml_collections.ConfigDict) -> None:

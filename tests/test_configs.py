@@ -1,0 +1,155 @@
+"""Every file in configs/: it loads, says what it says it does, and its networks can be built."""
+import importlib
+import inspect
+import math
+import pathlib
+import re
+import warnings
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import base
+from experiments import data as datasets
+from experiments import main, supervised
+from experiments.models import MODELS
+
+FOLDER = pathlib.Path(base.__file__).parent
+NAMES = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem != '__init__')
+COMMAND = re.compile(r'python -m experiments\.main --config=(\S+) --workdir=(\S+)')
+
+
+def module_of(name):
+  return importlib.import_module(f'configs.{name}')
+
+
+def variants(name):
+  """The arguments of get_config that its own error names; (): it has no variants."""
+  get_config = module_of(name).get_config
+  if not inspect.signature(get_config).parameters:
+    return [()]
+  with pytest.raises(ValueError, match="not 'no such variant'") as error:
+    get_config('no such variant')
+  named = re.findall(r"'(\w+)'", str(error.value).partition(' not ')[0])
+  assert len(named) >= 2
+  return [(variant,) for variant in named]
+
+
+ALL = [(name, *arguments) for name in NAMES for arguments in variants(name)]
+
+
+def load(name, *variant):
+  return module_of(name).get_config(*variant)
+
+
+def flat(config):
+  out = {}
+  for key, value in config.items():
+    out |= {f'{key}.{k}': v for k, v in flat(value).items()} if isinstance(value, ml_collections.ConfigDict) else {key: value}
+  return out
+
+
+def test_the_walk_finds_the_configs():
+  assert {'base', 'mnist_lenet', 'fashion_mnist_lenet', 'mnist_biases', 'mnist_learning_rates', 'mnist_optimizers',
+          'mnist_scope'} <= set(NAMES)
+  assert {('mnist_lenet', 'full'), ('mnist_lenet', 'quick'), ('mnist_biases', 'normal'), ('mnist_biases', 'zeros')} <= set(ALL)
+
+
+@pytest.mark.parametrize('which', ALL, ids=':'.join)
+def test_a_config_can_be_run(which):
+  """Only keys of base, with values of their types; accepted; groups and networks are built, by shape."""
+  config, keys = load(*which), flat(base.get_config())
+  assert {key: type(value) for key, value in flat(config).items()} == {key: type(value) for key, value in keys.items()}
+  supervised.check(config)
+  assert config.protocol in main.protocols() and config.dataset in datasets.DATASETS
+  assert load(*which).to_dict() == config.to_dict() and load(*which) is not config
+
+  model = MODELS[config.model](10, config.bias_stddev)
+  net = hk.without_apply_rng(hk.transform(model.forward))
+  images = jnp.zeros((config.batch_size, 28, 28, 1))
+  theta = jax.eval_shape(net.init, jax.random.key(0), images)
+  assert jax.eval_shape(net.apply, theta, images).shape == (config.batch_size, 10)
+  with warnings.catch_warnings():
+    warnings.filterwarnings('ignore', 'alpha = . is above the range', UserWarning)   # the figure has 4 and 5
+    groups, nets = supervised.make_groups(config), supervised.make_nets(config)
+    assert len(groups) * len(nets.seed) == math.prod(len(values) for values in config.sweep.values())
+    for group in groups:
+      phi = jax.eval_shape(group.reparam.inverse, theta)
+      tx = group.optimizer(jnp.float32(0.1))
+      updates, _ = jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p), phi)
+      assert jax.tree.map(lambda x: (x.shape, x.dtype), updates) == jax.tree.map(lambda x: (x.shape, x.dtype), theta)
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if name != 'base'])
+def test_docstring_tells_the_command_of_every_variant(name):
+  told = COMMAND.findall(module_of(name).__doc__)
+  default = load(name).to_dict()
+  shown = [path.partition(':')[2] for path, _ in told]
+  assert {path.partition(':')[0] for path, _ in told} == {f'configs/{name}.py'}
+  assert len({workdir for _, workdir in told}) == len(told)   # no command may end in another one's directory
+  configs = [load(name, *([variant] if variant else [])).to_dict() for variant in shown]
+  assert default in configs
+  for variant in variants(name):
+    if load(name, *variant).name != 'fashion_mnist_lenet':   # it refers to mnist_lenet for its variants
+      assert load(name, *variant).to_dict() in configs
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if name != 'base'])
+def test_docstring_tells_the_number_of_networks(name):
+  numbers = [int(n) for n in re.findall(r'(\d+) networks', module_of(name).__doc__)]
+  counts = [math.prod(len(values) for values in load(*which).sweep.values()) for which in ALL if which[0] == name]
+  assert numbers and set(numbers) == set(counts)
+
+
+def test_every_key_is_explained():
+  """base.py says what a key is where it is set."""
+  lines = [line for line in inspect.getsource(base).splitlines() if line.startswith('  config.')]
+  unexplained = {line.split()[0] for line in lines if '#' not in line and 'ConfigDict()' not in line}
+  assert unexplained <= {'config.sweep.learning_rate'}   # it explains itself
+  assert len(lines) > 25
+
+
+# ---- settings, by hand ---------------------------------------------------------------------------------------------
+
+# The protocol of the authors' released notebook.
+NOTEBOOK = {
+  'dataset': 'mnist', 'train_images': 55_000, 'model': 'lenet_300_100', 'bias_stddev': 0.0, 'steps': 50_000, 'batch_size': 60,
+  'sweep.alpha': (1, 2, 3, 4, 5), 'sweep.seed': (0, 1, 2, 3, 4), 'sweep.learning_rate': (0.1,), 'sweep.optimizer': ('sgd',),
+  'sweep.update': ('target_propagation',), 'sweep.biases': ('plain',), 'prune.scopes': ('layer',), 'prune.output_factor': 2.0,
+  'prune.figure_density': 0.1, 'prune.sampled_weights': 10_000, 'report': ('figure1',)}
+
+THREE = {'steps': 15_000, 'sweep.seed': (0, 1, 2)}
+BIASES = THREE | {'sweep.alpha': (2, 4), 'sweep.biases': ('plain', 'reparameterised'), 'report': ('compare',)}
+RATES = (0.03, 0.1, 0.3, 0.6, 1.0)
+CHANGES = {
+  ('mnist_lenet', 'full'): {},
+  ('mnist_lenet', 'quick'): {'steps': 15_000},
+  ('fashion_mnist_lenet', 'full'): {'dataset': 'fashion_mnist'},
+  ('fashion_mnist_lenet', 'quick'): {'dataset': 'fashion_mnist', 'steps': 15_000},
+  ('mnist_biases', 'normal'): BIASES | {'bias_stddev': 0.05},
+  ('mnist_biases', 'zeros'): BIASES,
+  ('mnist_learning_rates',): THREE | {'sweep.learning_rate': RATES, 'report': ('learning_rate', 'compare')},
+  ('mnist_optimizers',): THREE | {'sweep.alpha': (2, 3, 4), 'sweep.optimizer': ('adam',),
+                                  'sweep.update': ('target_propagation', 'backpropagation'),
+                                  'sweep.learning_rate': (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 'report': ('compare', 'learning_rate')},
+  ('mnist_scope',): THREE | {'prune.scopes': ('layer', 'global'), 'report': ('compare',)},
+}
+
+
+@pytest.mark.parametrize('which', [which for which in ALL if which[0] != 'base'], ids=':'.join)
+def test_settings(which):
+  """Against a table by hand: a config that differs from the notebook's protocol in anything else is a mistake."""
+  config = flat(load(*which))
+  wanted = NOTEBOOK | CHANGES[which]
+  assert {key: config[key] for key in wanted} == wanted
+  # The shares kept: 20 of them, each 100^(1/19) times the one before.
+  np.testing.assert_allclose(config['prune.densities'], [0.01 * 100 ** (i / 19) for i in range(20)], rtol=1e-12)
+  assert config['prune.densities'][-1] == 1.0
+  others = config.keys() - wanted.keys() - {'name', 'prune.densities'}
+  assert {key: config[key] for key in others} == {
+    'protocol': 'supervised', 'data_dir': '', 'momentum': 0.9, 'weight_decay': 1e-4,
+    'checkpoint_epochs': 5, 'checkpoints_kept': 2}

@@ -1,0 +1,232 @@
+"""The command: one line for each mistake, and a run that is killed, interrupted and goes on with the same numbers."""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import data as datasets
+from experiments import main
+from experiments import workdir as workdirs
+from experiments.errors import DataError
+from experiments.models import MODELS
+
+ROOT = pathlib.Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')   # how ml_collections reads a config
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+  """(arguments) → exit status, stdout, stderr of the command, in this process; 'WORKDIR' stands for its directory."""
+  monkeypatch.chdir(ROOT)
+  monkeypatch.delenv('POWERPROP_DATA', raising=False)
+  monkeypatch.setitem(datasets.DATASETS, 'tiny', tiny.load)
+  monkeypatch.setitem(MODELS, 'tiny', tiny.mlp)
+
+  def call(*arguments):
+    monkeypatch.setattr(sys, 'argv', ['main', *(x.replace('WORKDIR', str(tmp_path / 'run')) for x in arguments)])
+    capsys.readouterr()
+    with flagsaver.flagsaver():
+      try:
+        main.guarded(main.parse(list(sys.argv)))
+        status = 0
+      except SystemExit as stop:
+        status = stop.code
+      finally:
+        flags.FLAGS.unparse_flags()
+    return status, *capsys.readouterr()
+  return call
+
+
+GOOD = ['--config=configs/mnist_lenet.py:quick', '--workdir=WORKDIR']
+
+# A flag added to these, and what the one line must say. Values that the config's types let pass are in test_supervised.py.
+WRONG_FLAGS = {
+  '--config.stepz=3': 'the config has no key \'stepz\'. Did you mean "steps" instead of "stepz"?',
+  '--config.sweep.alfa=3': "the config has no key 'alfa'",
+  '--config.steps=abc': "flag --config.steps=abc: invalid literal for int() with base 10: 'abc'",
+  '--config.steps=2.5': "flag --config.steps=2.5: invalid literal for int() with base 10: '2.5'",
+  '--config.momentum=x': "flag --config.momentum=x: could not convert string to float: 'x'",
+  '--config.sweep.alpha=(1.0,': 'flag --config.sweep.alpha=(1.0,: Error while parsing string: (1.0, as tuple',
+  '--config.sweep=3': "flag --config.sweep=3: Failed to parse '3' as a ConfigDict",
+  '--config.sweep.alpha=(0.5,)': 'config.sweep.alpha must be a tuple of numbers of at least 1, got (0.5,).',
+  '--config.sweep.optimizer=sdg': "config.sweep.optimizer must be a tuple of some of ['adam', 'adamw', 'momentum', 'sgd'], got ",
+  '--config.protocol=x': "config.protocol must be one of ['supervised'], got 'x'.",
+  '--config.dataset=imagenet': "unknown data set 'imagenet'; known: fashion_mnist, mnist",
+  '--config.data_dir=/nowhere': 'data_dir /nowhere is not a directory',
+  '--confg.steps=3': "Unknown command line flag 'confg.steps'",
+  'steps=3': "unknown argument 'steps=3'; flags are given as --name=value.",
+  '--config': "--config=: '' is no Python file; there are configs/fashion_mnist_lenet.py, ",
+  '--config=': "--config=: '' is no Python file; there are configs/fashion_mnist_lenet.py, ",
+  '--config=configs': "--config=configs: 'configs' is no Python file; there are configs/",
+  '--config=configs/nothing.py': "--config=configs/nothing.py: 'configs/nothing.py' is no Python file; there are configs/",
+  '--config=configs/mnist_lenet.py:slow': '--config=configs/mnist_lenet.py:slow gives no config: ValueError: mnist_lenet has the '
+                                          "variants 'full' and 'quick', not 'slow'.",
+  '--config=configs/mnist_scope.py:slow': '--config=configs/mnist_scope.py:slow gives no config: TypeError: get_config() takes ',
+  '--workdir=': '--workdir is needed; see --help.',
+  f'--workdir={__file__}': f'--workdir={__file__} cannot be used: File exists.',
+  f'--workdir={__file__}/run': f'--workdir={__file__}/run cannot be used: Not a directory.',
+  '--processes=2': '--coordinator, --processes and --process go together.',
+  '--processes=0': 'flag --processes=0: 0 is not a positive integer',
+  '--coordinator=host --processes=2 --process=0': "--coordinator must be HOST:PORT, got 'host'.",
+  '--coordinator=host:99999 --processes=2 --process=0': "--coordinator must be HOST:PORT, got 'host:99999'.",
+  '--coordinator=host:1234 --processes=2 --process=2': '--process must be below --processes=2, got 2.',
+}
+
+
+@pytest.mark.parametrize('wrong, message', WRONG_FLAGS.items(), ids=[name.replace(__file__, 'FILE') for name in WRONG_FLAGS])
+def test_a_mistake_gives_one_line(command, tmp_path, wrong, message):
+  status, out, err = command(*GOOD, *wrong.split(' '))
+  assert status == 2 and out == ''
+  assert err.startswith(f'error: {message}') and err.count('\n') == 1 and err.endswith('\n')
+  assert not (tmp_path / 'run' / 'config.json').exists()   # the directory is not bound to a config that was wrong
+
+
+@pytest.mark.parametrize('missing', [0, 1])
+def test_config_and_workdir_are_needed(command, missing):
+  name = ('--config', '--workdir')[missing]
+  assert command(GOOD[1 - missing]) == (2, '', f'error: {name} is needed; see --help.\n')
+
+
+@pytest.mark.parametrize('source, message', [
+  ('steps = 3', "AttributeError: module 'config_to_check' has no attribute 'get_config'"),
+  ('import nothing_of_that_name', "ModuleNotFoundError: No module named 'nothing_of_that_name'"),
+  ('def get_config(:', 'SyntaxError: invalid syntax'),
+  ('def get_config():\n  raise KeyError("a\\nb")', 'KeyError: '),
+])
+def test_a_config_file_of_ones_own_that_fails(command, tmp_path, source, message):
+  (tmp_path / 'mine.py').write_text(source)
+  status, _, err = command(f'--config={tmp_path}/mine.py', '--workdir=WORKDIR')
+  assert status == 2 and err.startswith(f'error: --config={tmp_path}/mine.py gives no config: {message}') and err.count('\n') == 1
+
+
+TINY = ['--config=configs/base.py', '--workdir=WORKDIR', '--config.dataset=tiny', '--config.model=tiny',
+        '--config.train_images=360', '--config.batch_size=20', '--config.steps=20', '--config.sweep.alpha=(2.0,)',
+        '--config.sweep.seed=(0,)', '--config.prune.densities=(0.5,)', '--config.report=()']
+
+
+def test_mistakes_and_then_a_run(command, tmp_path):
+  """A wrong command leaves a directory free for the right one; that one binds it."""
+  good = [*TINY, f'--config.data_dir={tiny.write(tmp_path / "data")}']
+  (tmp_path / 'empty').mkdir()
+  for wrong, message in (('--config.train_images=480', 'config.train_images must leave some of the 480 images for validation'),
+                         (f'--config.data_dir={tmp_path / "empty"}', 'Tiny not found: '),
+                         ("--config.sweep.update=('x',)", 'config.sweep.update must be ')):
+    status, _, err = command(*good, wrong)
+    assert status == 2 and err.startswith(f'error: {message}') and err.count('\n') == 1
+    assert sorted(path.name for path in (tmp_path / 'run').iterdir()) == ['lock']
+  with workdirs.locked(tmp_path / 'run'):
+    told = command(*good)
+  assert told == (2, '', f'error: --workdir={tmp_path}/run is in use by another run; wait for it, or choose another directory.\n')
+
+  status, out, err = command(*good)
+  assert (status, err) == (0, '') and out.startswith('Tiny: 480 train and 150 test images from official IDX files')
+  assert '\n1 network of 20 steps in 1 group on 8 cpu devices.\n' in out
+  assert json.loads((tmp_path / 'run' / 'config.json').read_text())['steps'] == 20
+  results = (tmp_path / 'run' / 'results.csv').read_bytes()
+
+  status, _, err = command(*good, '--config.steps=21')
+  assert (status, err) == (2, f'error: --workdir={tmp_path}/run belongs to another config: config.steps is 20 there and 21 here; '
+                              'choose another directory, or delete that one.\n')
+  moved = shutil.move(tmp_path / 'data', tmp_path / 'moved')
+  status, out, _ = command(*good, f'--config.data_dir={moved}', '--config.checkpoint_epochs=1')   # keys without effect
+  assert status == 0 and 'goes on from step 20.' in out
+  assert (tmp_path / 'run' / 'results.csv').read_bytes() == results
+
+
+# ---- the command as a process of its own ---------------------------------------------------------------------------
+
+
+def start(arguments, cache=None, module='experiments.main'):
+  """The process, with as many devices as it finds for itself."""
+  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  if cache is not None:   # the same programs are compiled again and again below
+    environment |= {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  return subprocess.Popen([sys.executable, '-m', module, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True)
+
+
+def test_help_and_a_mistake_in_a_process():
+  helped, mistaken = start(['--help']), start([*GOOD, '--config.stepz=3'])
+  out, err = helped.communicate(timeout=120)
+  assert 'Runs one experiment' in out and '--workdir' in out and '--coordinator' in out and err == ''
+  out, err = mistaken.communicate(timeout=120)
+  assert mistaken.returncode == 2 and out == '' and err.startswith('error: ') and err.count('\n') == 1
+
+
+def wait_for(condition, process, seconds=240):
+  end = time.monotonic() + seconds
+  while not condition():
+    assert process.poll() is None, process.communicate()
+    assert time.monotonic() < end
+    time.sleep(0.005)
+
+
+def has_mnist():
+  try:
+    datasets.load('mnist')
+  except DataError:
+    return False
+  return True
+
+
+def records(workdir):
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [{key: value for key, value in json.loads(line).items() if key != 'seconds'} for line in lines]
+
+
+def test_killed_interrupted_and_gone_on_with(tmp_path):
+  """Two networks of LeNet-300-100 on real MNIST, SIGKILL after the first checkpoint, SIGINT after another one, then to the end:
+  every number as of a run that nobody stopped."""
+  if not has_mnist():
+    pytest.skip('no MNIST here: the extra [mnist], or POWERPROP_DATA')
+  arguments = ['--config=configs/mnist_lenet.py:quick', '--config.sweep.alpha=(1.0, 2.0)', '--config.sweep.seed=(3,)',
+               '--config.train_images=59_000', '--config.steps=5_000', '--config.prune.densities=(0.1, 1.0)',
+               '--config.report=()', '--config.checkpoint_epochs=1']
+
+  def run(workdir):
+    return start([*arguments, f'--workdir={workdir}'], cache=tmp_path / 'cache')
+
+  def checkpoints():
+    folder = tmp_path / 'stopped' / 'checkpoints'
+    return {int(path.name) for path in folder.glob('*') if path.name.isdecimal()}
+
+  whole = run(tmp_path / 'whole')
+  out, err = whole.communicate(timeout=300)
+  assert whole.returncode == 0 and err == '', err
+  assert '2 networks of 5,000 steps in 2 groups on' in out and 'goes on' not in out
+
+  killed = run(tmp_path / 'stopped')
+  wait_for(checkpoints, killed)
+  killed.send_signal(signal.SIGKILL)
+  killed.communicate()
+  first = max(checkpoints())
+  assert first < 5_000 and not (tmp_path / 'stopped' / 'results.csv').exists()
+
+  interrupted = run(tmp_path / 'stopped')
+  wait_for(lambda: max(checkpoints()) > first, interrupted)
+  interrupted.send_signal(signal.SIGINT)
+  out, err = interrupted.communicate(timeout=120)
+  assert interrupted.returncode == 130 and err == '\nstopped; the same command goes on from the last checkpoint.\n', err
+  assert f'goes on from step {first:,}.' in out
+  second = max(checkpoints())
+  assert second < 5_000 and not (tmp_path / 'stopped' / 'results.csv').exists()
+
+  last = run(tmp_path / 'stopped')
+  out, err = last.communicate(timeout=300)
+  assert last.returncode == 0 and err == '' and f'goes on from step {second:,}.' in out
+  for name in ('results.csv', 'overlap.csv', 'statistics.csv', 'weights.npz', 'config.json'):
+    assert (tmp_path / 'stopped' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes(), name
+  assert records(tmp_path / 'stopped') == records(tmp_path / 'whole')
+  assert [record['step'] for record in records(tmp_path / 'whole')] == [983, 1966, 2949, 3932, 4915, 5000]
+  seconds = [json.loads(line)['seconds'] for line in (tmp_path / 'stopped' / 'metrics.jsonl').read_text().splitlines()]
+  assert np.all(np.diff(seconds) > 0)   # they count on over the stops
