@@ -18,6 +18,6 @@ from powerprop.transforms import backpropagation, target_propagation
 __version__ = '0.1.0'
 
 __all__ = [
-    'Reparam', 'backpropagation', 'change_alpha', 'is_weight', 'keep_zeros', 'leaf_name', 'make_reparam', 'masks', 'powerpropagation', 'psi',
-    'psi_inverse', 'psi_slope', 'reparameterise', 'statistics', 'target_propagation', 'thresholds',
+    'Reparam', 'backpropagation', 'change_alpha', 'is_weight', 'keep_zeros', 'leaf_name', 'make_reparam', 'masks',
+    'powerpropagation', 'psi', 'psi_inverse', 'psi_slope', 'reparameterise', 'statistics', 'target_propagation', 'thresholds',
 ]
