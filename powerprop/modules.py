@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import haiku as hk
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import Literal, jaxpr_as_fun
 
 from powerprop.reparam import Reparam, Tree, leaf_name, with_zeros
 
@@ -94,7 +94,7 @@ def _constant_params(init: Callable[..., Any], stateful: bool, reparam: Reparam,
   return {name: np.asarray(value) for name, value in zip(names, values, strict=True) if value is not None}
 
 
-def _known_outputs(closed: ClosedJaxpr, wanted: list[bool]) -> list[Any]:
+def _known_outputs(closed: Any, wanted: list[bool]) -> list[Any]:
   """Values of the `wanted` outputs of a jaxpr that depend on none of its inputs; None for the others."""
   jaxpr = closed.jaxpr
   unknown, eqns = set(jaxpr.invars), []
@@ -114,5 +114,5 @@ def _known_outputs(closed: ClosedJaxpr, wanted: list[bool]) -> list[Any]:
       kept.append(eqn)
   part = jaxpr.replace(invars=[], outvars=outvars, eqns=kept[::-1], debug_info=jaxpr.debug_info.with_unknown_names())
   with jax.ensure_compile_time_eval():   # the caller may be inside jit
-    values = iter(jaxpr_as_fun(ClosedJaxpr(part, closed.consts))())
+    values = iter(jaxpr_as_fun(closed.replace(jaxpr=part))())
   return [next(values) if pick else None for pick in picked]
