@@ -1,1 +1,1 @@
-"""What is timed: one file for each subject, each with `run(quick)` giving rows."""
+"""What is timed: one file for each subject; `python -m benchmarks` prints all of it."""

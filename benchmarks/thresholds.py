@@ -1,18 +1,14 @@
-"""Times of the exact k-th largest magnitude: `python -m benchmarks.thresholds [--quick]`.
-
-Against bisection and a sort at 25.5 M float32, the weights of a ResNet-50, and over n from 1e5 to 1e8.
-Candidates take turns in one process, so that what else the machine does falls on all of them alike.
-"""
+"""Times of the exact k-th largest magnitude: bisection and a sort at 25.5 M float32, the weights of a ResNet-50,
+and over n from 1e5 to 1e8."""
 import statistics
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from benchmarks.paired import Row, Times, ratio, row, take_turns
 from powerprop.masks import top_k
 from powerprop.thresholds import kth_largest
 
@@ -34,47 +30,30 @@ def by_sort(x: jax.Array, k: jax.Array) -> jax.Array:
   return jnp.sort(jnp.abs(x))[x.size - k]
 
 
-def run(quick: bool) -> list[dict[str, Any]]:
-  """Rows of name, value, unit and target, None where there is none. quick leaves out 1e8 and repeats less."""
-  repeats = 5 if quick else 15
-  x = jax.random.normal(jax.random.key(0), (RESNET50,))
-  k = jnp.int32(RESNET50 // 10)
-  seconds = medians({'kth_largest': kth_largest, 'top_k': top_k, 'bisection': bisection}, x, k, repeats)
-  seconds |= medians({'jnp.sort': by_sort}, x, k, 1 if quick else 3)
-  rows = [row(f'{name}, 25.5 M float32', value, 's', 0.225 if name == 'kth_largest' else None)
-          for name, value in seconds.items()]
-  rows += [row(f'{name} / kth_largest', seconds[name] / seconds['kth_largest'], '×')
-           for name in ('bisection', 'jnp.sort')]
+def run(quick: bool) -> list[Row]:
+  """quick leaves out the sort and 1e8, and repeats less."""
+  rounds = 5 if quick else 15
+  x, k = jax.random.normal(jax.random.key(0), (RESNET50,)), jnp.int32(RESNET50 // 10)
+  times = measure({'kth_largest': kth_largest, 'top_k': top_k, 'bisection': bisection}, x, k, rounds)
+  rows = [seconds(name, found, 0.225 if name == 'kth_largest' else None) for name, found in times.items()]
+  rows.append(ratio('bisection / kth_largest', times['bisection'], times['kth_largest']))
+  if not quick:
+    slow = measure({'jnp.sort': by_sort, 'kth_largest': kth_largest}, x, k, 3)
+    rows += [seconds('jnp.sort', slow['jnp.sort']), ratio('jnp.sort / kth_largest', slow['jnp.sort'], slow['kth_largest'])]
   for n in (10 ** 5, 10 ** 6, 10 ** 7) if quick else (10 ** 5, 10 ** 6, 10 ** 7, 10 ** 8):
     x = jax.random.normal(jax.random.key(1), (n,))
-    found = medians({'kth_largest': kth_largest}, x, jnp.int32(n // 10), repeats)
-    rows.append(row(f'kth_largest, n = {n:.0e}', found['kth_largest'] / n * 1e9, 'ns per entry'))
+    found = measure({'kth_largest': kth_largest}, x, jnp.int32(n // 10), rounds)['kth_largest']
+    rows.append(row(f'kth_largest, n = {n:.0e}', statistics.median(found.wall) / n * 1e9, 'ns per entry'))
   return rows
 
 
-def row(name: str, value: float, unit: str, target: float | None = None) -> dict[str, Any]:
-  return {'name': name, 'value': value, 'unit': unit, 'target': target}
+def seconds(name: str, times: Times, target: float | None = None) -> Row:
+  return row(f'{name}, 25.5 M float32', statistics.median(times.wall), 's', target, low=min(times.wall), high=max(times.wall))
 
 
-def medians(functions: dict[str, Callable[..., jax.Array]], x: jax.Array, k: jax.Array,
-            repeats: int) -> dict[str, float]:
-  """Median seconds of every function, which take turns; compilation and first call are left out."""
-  programs = {name: jax.jit(f).lower(x, k).compile() for name, f in functions.items()}
-  times: dict[str, list[float]] = {name: [] for name in programs}
-  for turn in range(repeats + 1):
-    for name, program in programs.items():
-      start = time.perf_counter()
-      jax.block_until_ready(program(x, k))
-      if turn:
-        times[name].append(time.perf_counter() - start)
-  return {name: statistics.median(found) for name, found in times.items()}
-
-
-def main() -> None:
-  for found in run('--quick' in sys.argv):
-    target = '' if found['target'] is None else f'  (at most {found["target"]:g})'
-    print(f'{found["name"]:36} {found["value"]:10.4g} {found["unit"]}{target}')
-
-
-if __name__ == '__main__':
-  main()
+def measure(functions: Mapping[str, Callable[..., jax.Array]], x: jax.Array, k: jax.Array, rounds: int) -> dict[str, Times]:
+  """Times of the compiled functions of (x, k)."""
+  def waits(f: Callable[..., jax.Array]) -> Callable[[], Any]:
+    jitted = jax.jit(f)
+    return lambda: jax.block_until_ready(jitted(x, k))
+  return take_turns({name: waits(f) for name, f in functions.items()}, rounds)

@@ -1,0 +1,116 @@
+"""Benchmarks: what is compared trains the same networks, ratios and the table are right. How fast anything is, is not tested."""
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import thresholds, training
+from benchmarks.paired import Times, per, ratio, row, take_turns
+from configs import mnist_lenet
+from experiments.train import Batches
+
+SEEDS, ALPHAS = (3, 4), (1.0, 2.0)
+
+
+def make_data(n, classes=10):
+  rng = np.random.default_rng(0)
+  return Batches(rng.integers(0, 256, (n, 28, 28, 1), np.uint8), rng.integers(0, classes, n).astype(np.int32))
+
+
+@pytest.mark.parametrize('alpha', [1.0, training.ROOT])
+def test_bare_loop_trains_the_network_of_the_real_loop(alpha):
+  config, data = training.one_net(alpha), make_data(250)
+  with jax.numpy_rank_promotion('allow'):   # ten plain lines add a bias as one does
+    bare, real = training.bare_loop(config, data, None, alpha), training.real_loop(config, data, 1, None)
+    assert bare.steps == real.steps == 4
+    for _ in range(2):
+      by_hand, (state,) = bare.epoch(), real.epoch()
+  theta0 = training.initial_weights(config, data)
+  for i, (w, b) in enumerate(by_hand):
+    layer = state.phi[f'mlp/~/linear_{i}']
+    # 8 steps, two orders of rounding; the largest biases have moved by more than 1e-3.
+    np.testing.assert_allclose(layer['w'][0], w, atol=1e-5)
+    np.testing.assert_allclose(layer['b'][0], b, atol=1e-5)
+    assert np.max(np.abs(layer['b'][0])) > 1e-3 and not np.allclose(w, theta0[f'mlp/~/linear_{i}']['w'][0], atol=1e-4)
+
+
+def test_python_loop_trains_the_networks_of_the_sweep():
+  config = mnist_lenet.get_config('quick')
+  config.sweep.alpha, config.sweep.seed = ALPHAS, SEEDS
+  one = make_data(1)
+  data = Batches(np.repeat(one.images, 150, 0), np.repeat(one.labels, 150))   # one image, so that the order does not matter
+  loop, real = training.python_loop(config, data, None), training.real_loop(config, data, 2, None)
+  assert loop.steps == real.steps == 2
+  by_loop, by_real = loop.epoch(), real.epoch()
+  got = [jax.tree.map(lambda x, k=k: x[k], state.phi) for state in by_real for k in range(len(SEEDS))]
+  assert len(got) == len(by_loop) == 4
+  for one_program, by_steps in zip(got, by_loop, strict=True):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), one_program, by_steps.phi)
+  different = {float(np.sum(np.abs(state.phi['mlp/~/linear_0']['w']))) for state in by_loop}
+  assert len(different) == 4
+
+
+def test_every_function_has_its_turns_in_alternating_order():
+  called = []
+  times = take_turns({'a': lambda: called.append('a'), 'b': lambda: called.append('b')}, rounds=3)
+  assert ''.join(called) == 'ab' + 'ba' + 'ab' + 'ba'
+  assert {name: (len(t.wall), len(t.cpu)) for name, t in times.items()} == {'a': (3, 3), 'b': (3, 3)}
+
+
+def test_a_ratio_is_the_median_over_rounds_and_not_that_of_medians():
+  found = ratio('r', Times([1.0, 8.0, 3.0], [2.0, 2.0, 4.0]), Times([1.0, 2.0, 2.0], [1.0, 4.0, 1.0]), 1.5)
+  assert (found['value'], found['low'], found['high'], found['cpu'], found['target']) == (1.5, 1.0, 4.0, 2.0, 1.5)
+  assert per(Times([6.0], [9.0]), 3) == Times([2.0], [3.0])
+
+
+@pytest.mark.parametrize('value, more, expected', [
+    (1.1, {}, True), (1.11, {}, False), (2.0, {'least': True}, True), (1.0, {'least': True}, False)])
+def test_a_target_is_a_bound_on_the_side_that_is_meant(value, more, expected):
+  assert command.met(row('name', value, '×', 2.0 if more else 1.1, **more)) is expected
+
+
+def test_table_and_rows_of_a_measurement(monkeypatch):
+  rows = [row('fast', 1.04999, '×', 1.1, low=1.0, high=1.25, cpu=1.5), row('slow', 1.5, '×', 2.0, least=True),
+          row('plain', 40.0, 'ms')]
+  monkeypatch.setitem(command.MEASUREMENTS, 'made up', lambda data, quick: rows if quick else [])
+  found = command.measure(['made up'], make_data(1), True, '1-core abacus')
+  assert [r['met'] for r in found] == [True, False, None]
+  assert [[cell.strip() for cell in line.split('  ') if cell.strip()] for line in command.table(found).splitlines()[1:]] == [
+      ['fast', '1.05 ×', '1 to 1.25', '1.5', 'at most 1.1: met', '1-core abacus'],
+      ['slow', '1.5 ×', 'at least 2: missed', '1-core abacus'],
+      ['plain', '40 ms', '1-core abacus']]
+
+
+def test_sweep_gives_its_rows_and_reads_a_recorded_run(monkeypatch, tmp_path):
+  config = mnist_lenet.get_config('quick')
+  config.sweep.alpha, config.sweep.seed = (1.0, 4.0), (0,)
+  monkeypatch.setattr(training.mnist_lenet, 'get_config', lambda variant: config.copy_and_resolve_references())
+  monkeypatch.setattr(training, 'FIGURE_RUN', tmp_path / 'run.json')
+  plan = training.Plan(rounds=1, seconds=0, steps=1, sweep_rounds=1, loop_steps=1)
+  rows = training.sweep(make_data(120), plan)
+  by_loop, by_real, faster, projected = (r['value'] for r in rows)
+  assert faster == pytest.approx(by_loop / by_real) and rows[2]['name'].startswith('sweep of 2 networks')
+  assert projected == pytest.approx(by_real / 1e3 * 25 * 50_000 / 60)   # milliseconds a step of one network → minutes
+
+  seconds = {'start': 30, 'training': 450, 'evaluation': 60}
+  training.FIGURE_RUN.write_text(json.dumps({'seconds': seconds, 'devices': '2-core abacus'}))
+  (recorded,) = training.recorded_run()
+  assert (recorded['value'], recorded['target'], recorded['machine']) == (9.0, 9.0, '2-core abacus')
+
+
+def test_steps_and_updates_give_their_rows():
+  plan = training.Plan(rounds=1, seconds=0, steps=1, sweep_rounds=1, loop_steps=1)
+  with jax.numpy_rank_promotion('allow'):
+    rows = training.steps(make_data(60), plan) + training.updates(make_data(60), plan)
+  assert [r['target'] for r in rows] == [None, None, 1.1, 1.25, 1.25, 1.25, 1.8, None, 1.1, 1.1]
+  assert rows[2]['value'] == pytest.approx(rows[1]['value'] / rows[0]['value'])
+  assert len({r['name'] for r in rows}) == len(rows) and all(r['value'] > 0 for r in rows)
+
+
+def test_thresholds_compares_what_finds_the_same(monkeypatch):
+  monkeypatch.setattr(thresholds, 'RESNET50', 1000)
+  x = jax.random.normal(jax.random.key(0), (1000,))
+  expected = np.sort(np.abs(np.asarray(x)))[-100]
+  assert thresholds.bisection(x, 100) == thresholds.by_sort(x, 100) == thresholds.kth_largest(x, 100) == expected
