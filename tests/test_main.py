@@ -146,16 +146,27 @@ def test_mistakes_and_then_a_run(command, tmp_path):
 # ---- the command as a process of its own ---------------------------------------------------------------------------
 
 
-def start(arguments, cache=None, module='experiments.main'):
-  """The process, with as many devices as it finds for itself."""
-  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
-  if cache is not None:   # the same programs are compiled again and again below
-    environment |= {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
-  return subprocess.Popen([sys.executable, '-m', module, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def start():
+  """(arguments, cache) → the command as a process, with as many devices as it finds for itself; killed when the test ends."""
+  started = []
+
+  def call(arguments, cache=None):
+    environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+    if cache is not None:   # the same programs are compiled again and again below
+      environment |= {'JAX_COMPILATION_CACHE_DIR': str(cache), 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+    started.append(subprocess.Popen([sys.executable, '-m', 'experiments.main', *arguments], cwd=ROOT, env=environment,
+                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    return started[-1]
+
+  yield call
+  for process in started:
+    if process.poll() is None:
+      process.kill()
+      process.communicate()
 
 
-def test_help_and_a_mistake_in_a_process():
+def test_help_and_a_mistake_in_a_process(start):
   helped, mistaken = start(['--help']), start([*GOOD, '--config.stepz=3'])
   out, err = helped.communicate(timeout=120)
   assert 'Runs one experiment' in out and '--workdir' in out and '--coordinator' in out and err == ''
@@ -184,7 +195,7 @@ def records(workdir):
   return [{key: value for key, value in json.loads(line).items() if key != 'seconds'} for line in lines]
 
 
-def test_killed_interrupted_and_gone_on_with(tmp_path):
+def test_killed_interrupted_and_gone_on_with(start, tmp_path):
   """Two networks of LeNet-300-100 on real MNIST, SIGKILL after the first checkpoint, SIGINT after another one, then to the end:
   every number as of a run that nobody stopped."""
   if not has_mnist():

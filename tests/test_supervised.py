@@ -1,5 +1,6 @@
 """The sweep as a whole: what a run writes, against NumPy; going on after a stop; several devices and hosts."""
 import csv
+import importlib.util
 import itertools
 import json
 import os
@@ -322,7 +323,8 @@ def test_metrics_and_records(finished, data_dir):
   assert run['data'] == f'Tiny: 480 train and 150 test images from {source}, checksums good'
   assert run['seconds'].keys() == {'start', 'training', 'evaluation'}
   assert json.loads((finished / 'config.json').read_text())['sweep']['alpha'] == list(ALPHAS)
-  assert list((finished / 'tensorboard').glob('events.out.tfevents.*'))
+  if importlib.util.find_spec('tensorboardX'):
+    assert list((finished / 'tensorboard').glob('events.out.tfevents.*'))
   assert not [path for path in finished.rglob('.*')]   # no file half written
 
 
@@ -445,7 +447,11 @@ def test_two_hosts(finished, data_dir, tmp_path):
   environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=1'}
   processes = [subprocess.Popen([*command, f'--process={i}'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                 env=environment, cwd=ROOT) for i in range(2)]
-  told = [process.communicate(timeout=300)[0] for process in processes]
+  try:
+    told = [process.communicate(timeout=300)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()   # does nothing to one that has ended
   assert [process.returncode for process in processes] == [0, 0], told
   assert 'on 2 cpu devices' in told[0] and 'ms a step' in told[0]
   assert not re.search('network|wrote|step', told[1])

@@ -70,12 +70,13 @@ with workdir.locked(pathlib.Path(sys.argv[1])):
 def test_a_second_run_is_refused_until_the_first_ends_however_it_ends(tmp_path):
   folder = tmp_path / 'runs' / 'a'
   with subprocess.Popen([sys.executable, '-c', HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as first:
-    assert first.stdout.readline() == 'held\n'
-    refusal = rf'^--workdir={re.escape(str(folder))} is in use by another run'
-    with pytest.raises(UserError, match=refusal), workdirs.locked(folder):
-      pass
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    try:
+      assert first.stdout.readline() == 'held\n'
+      refusal = rf'^--workdir={re.escape(str(folder))} is in use by another run'
+      with pytest.raises(UserError, match=refusal), workdirs.locked(folder):
+        pass
+    finally:
+      first.send_signal(signal.SIGKILL)
   for _ in range(2):
     with workdirs.locked(folder):
       pass
