@@ -6,7 +6,8 @@ import numpy as np
 def get_config() -> ml_collections.ConfigDict:
   """The keys of all experiments. Tuples may be given on the command line: --config.sweep.alpha='(1.0, 2.0)'."""
   config = ml_collections.ConfigDict()
-  config.name = 'base'                  # title of the report
+  config.name = 'base'                  # of the run, where several are compared
+  config.title = ''                     # of the report, without the data set; '': the name
   config.protocol = 'supervised'        # what a run does: a row of PROTOCOLS in experiments/main.py
 
   config.dataset = 'mnist'              # a row of DATASETS in experiments/data

@@ -16,6 +16,7 @@ def get_config(variant: str = 'normal'):
     raise ValueError(f"mnist_biases has the variants 'normal' and 'zeros', not {variant!r}.")
   config = base.get_config()
   config.name = f'mnist_biases_{variant}'
+  config.title = 'Reparameterised biases'
   config.steps = 15_000
   config.sweep.alpha = (2.0, 4.0)
   config.sweep.seed = (0, 1, 2)

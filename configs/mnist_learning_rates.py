@@ -11,6 +11,7 @@ from configs import base
 def get_config():
   config = base.get_config()
   config.name = 'mnist_learning_rates'
+  config.title = 'Learning rates'
   config.steps = 15_000
   config.sweep.seed = (0, 1, 2)
   config.sweep.learning_rate = (0.03, 0.1, 0.3, 0.6, 1.0)

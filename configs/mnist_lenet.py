@@ -18,6 +18,7 @@ def get_config(variant: str = 'full'):
     raise ValueError(f"mnist_lenet has the variants 'full' and 'quick', not {variant!r}.")
   config = base.get_config()
   config.name = 'mnist_lenet'
+  config.title = 'Figure 1: accuracy against sparsity'
   if variant == 'quick':
     config.steps = 15_000
   return config

@@ -13,6 +13,7 @@ from configs import base
 def get_config():
   config = base.get_config()
   config.name = 'mnist_optimizers'
+  config.title = 'Adam: target propagation against the naive order'
   config.steps = 15_000
   config.sweep.alpha = (2.0, 3.0, 4.0)
   config.sweep.seed = (0, 1, 2)

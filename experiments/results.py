@@ -18,13 +18,15 @@ Row = dict[str, Any]
 AXES = ('alpha', 'optimizer', 'update', 'biases', 'scope', 'learning_rate', 'run')
 NET = ('alpha', 'seed', 'learning_rate', 'optimizer', 'update', 'biases')
 TEXT = ('optimizer', 'update', 'biases', 'scope')
-SHARES = ('density', 'validation_accuracy', 'test_accuracy', 'overlap')
+SHARES = ('density', 'validation_accuracy', 'test_accuracy', 'overlap', 'sign_flips', 'survivor_sign_flips',
+          'survivors_from_smaller_half')
 NAMES = {'alpha': 'α', 'optimizer': 'optimiser', 'sgd': 'SGD', 'adam': 'Adam', 'adamw': 'AdamW',
          'learning_rate': 'learning rate', 'target_propagation': 'target propagation', 'layer': 'layer-wise',
-         'sign_flips': 'sign flips (share)', 'kurtosis': 'excess kurtosis',
+         'sign_flips': 'sign flips (%)', 'survivor_sign_flips': 'sign flips of survivors (%)',
+         'survivors_from_smaller_half': 'survivors from the smaller half (%)', 'kurtosis': 'excess kurtosis',
          'mnist': 'MNIST', 'fashion_mnist': 'Fashion-MNIST'}
 DENSITIES = (1.0, 0.3, 0.1, 0.05, 0.02)   # of a table that fits a terminal
-CONFIG = {'name': str, 'dataset': str, 'steps': int, 'batch_size': int, 'report': list, 'sweep': dict}
+CONFIG = {'name': str, 'dataset': str, 'steps': int, 'batch_size': int, 'report': list, 'sweep': dict, 'prune': dict}
 RECORD = {'command': str, 'commit': (str, type(None)), 'dirty': bool, 'versions': dict, 'devices': str,
           'data': str, 'seconds': dict, 'finished': str}
 
@@ -232,13 +234,13 @@ def accuracy_table(rows: Sequence[Row], densities: Sequence[float], always: Sequ
 
 
 def statistics_table(rows: Sequence[Row]) -> Table:
-  """A line for each group; a column for each statistic of its networks, mean ± sd."""
+  """A line for each group; a column for each statistic of its networks, mean ± sd, shares in per cent."""
   axes, names = varying(rows), [name for name in rows[0] if name not in NET]
   lines = []
   for key, members in groups(rows, axes).items():
-    found = [summarise(row[name] for row in members) for name in names]
+    found = [summarise((100 if name in SHARES else 1) * row[name] for row in members) for name in names]
     lines.append([*map(word, key), span(one.n for one in found), *map(_rounded, found)])
-  return Table([*map(word, axes), 'n', *(word(name).replace('_', ' ') for name in names)], lines)
+  return Table([*map(word, axes), 'n', *map(word, names)], lines)
 
 
 def _percent(summary: Summary) -> str:

@@ -201,11 +201,15 @@ def epochs(done: int, steps: int, steps_per_epoch: int) -> Iterator[tuple[int, i
 
 
 class Progress:
-  """One line that says how far training is, how fast, and how long it will take; a line each 10 s where it is no terminal."""
+  """One line that says how far training is, how fast, and how long it will take; a line each 10 s where it is no terminal.
+
+  The rate leaves out the first part, in which programs are compiled.
+  """
 
   def __init__(self, steps: int, done: int, nets: int, before: float):
     self._steps, self._done, self._nets, self._before = steps, done, nets, before
     self._start = self._shown = time.monotonic()
+    self._first: tuple[int, float] | None = None   # step and time of the first call of `show`
 
   @property
   def seconds(self) -> float:
@@ -213,11 +217,13 @@ class Progress:
 
   def show(self, step: int, losses: np.ndarray) -> None:
     now = time.monotonic()
+    first = self._first = self._first or (step, now)
     terminal = sys.stdout.isatty()
     if not terminal and now - self._shown < 10 and step < self._steps:
       return
     self._shown = now
-    each = (now - self._start) / max(1, step - self._done)
+    since, begun = first if step > first[0] else (self._done, self._start)
+    each = (now - begun) / max(1, step - since)
     finite = losses[np.isfinite(losses)]
     loss = np.mean(finite) if finite.size else np.nan
     text = (f'step {step:,}/{self._steps:,} | {1e3 * each / self._nets:.2f} ms a step and network | '

@@ -41,7 +41,7 @@ def make_workdir(path, rows, kinds=('figure1',), **config):
     arrays |= {f'initial_{g}': initial, f'final_{g}': final, f'kept_{g}': np.abs(final) > 0.049}
   np.savez_compressed(path / 'weights.npz', alpha=np.array(alphas), density=0.1, **arrays)
   default = {'name': 'mnist_lenet', 'dataset': 'mnist', 'steps': 50_000, 'batch_size': 60, 'report': list(kinds),
-             'sweep': {'alpha': alphas, 'seed': [0]}, 'prune': {'output_factor': 2.0}}
+             'sweep': {'alpha': alphas, 'seed': [0]}, 'prune': {'output_factor': 2.0, 'figure_density': 0.1}}
   (path / 'config.json').write_text(json.dumps(default | config))
   (path / 'run.json').write_text(json.dumps({
     'command': f'python -m experiments.main --workdir={path}', 'commit': 'abc123', 'dirty': True,

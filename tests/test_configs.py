@@ -135,7 +135,8 @@ CHANGES = {
   ('mnist_learning_rates',): THREE | {'sweep.learning_rate': RATES, 'report': ('learning_rate', 'compare')},
   ('mnist_optimizers',): THREE | {'sweep.alpha': (2, 3, 4), 'sweep.optimizer': ('adam',),
                                   'sweep.update': ('target_propagation', 'backpropagation'),
-                                  'sweep.learning_rate': (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 'report': ('compare', 'learning_rate')},
+                                  'sweep.learning_rate': (3e-4, 5e-4, 7e-4, 1e-3, 2e-3, 3e-3, 1e-2),
+                                  'report': ('compare', 'learning_rate')},
   ('mnist_scope',): THREE | {'prune.scopes': ('layer', 'global'), 'report': ('compare',)},
 }
 
@@ -148,8 +149,8 @@ def test_settings(which):
   assert {key: config[key] for key in wanted} == wanted
   # The shares kept: 20 of them, each 100^(1/19) times the one before.
   np.testing.assert_allclose(config['prune.densities'], [0.01 * 100 ** (i / 19) for i in range(20)], rtol=1e-12)
-  assert config['prune.densities'][-1] == 1.0
-  others = config.keys() - wanted.keys() - {'name', 'prune.densities'}
+  assert config['prune.densities'][-1] == 1.0 and config['title']
+  others = config.keys() - wanted.keys() - {'name', 'title', 'prune.densities'}
   assert {key: config[key] for key in others} == {
     'protocol': 'supervised', 'data_dir': '', 'momentum': 0.9, 'weight_decay': 1e-4,
     'checkpoint_epochs': 5, 'checkpoints_kept': 2}

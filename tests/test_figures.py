@@ -84,7 +84,7 @@ def test_accuracy_shows_every_curve_and_its_band_in_both_panels():
     assert band[:, 1].max() == pytest.approx(FIVE[0].mean.max() + 2)
     assert band[:, 1].min() == pytest.approx(FIVE[0].mean.min() - 2)
   assert whole.get_ylim()[0] < FIVE[0].mean.min() - 2
-  assert detail.get_ylim()[0] > 90  # an enlargement
+  assert detail.get_ylim()[0] > 90 and 'enlarged' in detail.get_ylabel()
 
 
 def test_chance_is_half_at_half_and_sure_at_the_ends():
@@ -180,7 +180,42 @@ def test_a_panel_above_an_empty_place_carries_its_numbers():
   figure.draw_without_rendering()
   labels = [ax.get_xticklabels() for ax in figure.axes]
   labelled = [any(label.get_visible() and label.get_text() for label in some) for some in labels]
-  assert labelled[1:3] == [True, True] and not labelled[0]
+  assert labelled[:3] == [True, True, True]   # one panel with numbers and its neighbour without would look like a mistake
+
+
+def test_no_band_leaves_the_range_of_an_accuracy():
+  wide = falling('α = 1', 6, sd=90.0)
+  for figure in (figures.accuracy_figure([wide], True, ''), figures.panels_figure([Panel('', [wide])], True, '', 'kept')):
+    for ax in figure.axes:
+      band = ax.collections[0].get_paths()[0].vertices
+      assert band[:, 1].min() == 0 and band[:, 1].max() == 100
+
+
+def rates_of(*accuracies, **more):
+  return Curve('SGD', np.array([0.1, 0.3, 1.0]), np.array(accuracies), np.zeros(3), **more)
+
+
+def test_learning_rates_are_the_ticks_and_what_diverged_is_crossed_out():
+  good, bad = rates_of(97.0, 98.0, 96.5), rates_of(97.0, 60.0, 9.8, diverged=np.array([False, True, True]))
+  figure = figures.panels_figure([Panel('dense', [good], enlarged=True), Panel('pruned', [bad])], False, '', 'learning rate')
+  figure.draw_without_rendering()
+  dense, pruned = figure.axes
+  assert [label.get_text() for label in pruned.get_xticklabels()] == ['0.1', '0.3', '1']
+  crosses = pruned.get_lines()[1]
+  assert crosses.get_marker() == 'x' and crosses.get_xydata().tolist() == [[0.3, 60.0], [1.0, 9.8]]
+  assert len(dense.get_lines()) == 1 and dense.get_ylim() == pytest.approx((94, 98.4)) and pruned.get_ylim()[0] < 9.8
+  assert [text.get_text() for text in figure.legends[0].get_texts()] == ['SGD', 'some diverged']
+  calm = figures.panels_figure([Panel('', [good])], False, '', 'learning rate')
+  assert [text.get_text() for text in calm.legends[0].get_texts()] == ['SGD']
+
+
+def test_a_rate_of_its_own_is_told_beside_the_curve():
+  panels = [Panel('', [curve._replace(rate=rate) for curve, rate in zip(FIVE, ('0.1', '0.3', '0.6'), strict=False)])]
+  inside = figures.panels_figure(panels, True, '', 'kept').axes[0].get_legend()
+  assert [text.get_text() for text in inside.get_texts()] == ['0.1', '0.3', '0.6']
+  lines = [(line.get_color(), line.get_marker()) for line in inside.get_lines()]
+  styles = figures.line_styles([curve.label for curve in FIVE[:3]], True).values()
+  assert lines == [(style['color'], style['marker']) for style in styles]
 
 
 def test_saved_files_are_the_same_each_time_whatever_the_users_settings(tmp_path):

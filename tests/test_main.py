@@ -69,9 +69,9 @@ WRONG_FLAGS = {
   '--config=': "--config=: '' is no Python file; there are configs/fashion_mnist_lenet.py, ",
   '--config=configs': "--config=configs: 'configs' is no Python file; there are configs/",
   '--config=configs/nothing.py': "--config=configs/nothing.py: 'configs/nothing.py' is no Python file; there are configs/",
-  '--config=configs/mnist_lenet.py:slow': '--config=configs/mnist_lenet.py:slow gives no config: ValueError: mnist_lenet has the '
+  '--config=configs/mnist_lenet.py:slow': "--config=configs/mnist_lenet.py:slow gives no config: mnist_lenet has the "
                                           "variants 'full' and 'quick', not 'slow'.",
-  '--config=configs/mnist_scope.py:slow': '--config=configs/mnist_scope.py:slow gives no config: TypeError: get_config() takes ',
+  '--config=configs/mnist_scope.py:slow': '--config=configs/mnist_scope.py:slow: configs/mnist_scope.py has no variants.',
   '--workdir=': '--workdir is needed; see --help.',
   f'--workdir={__file__}': f'--workdir={__file__} cannot be used: File exists.',
   f'--workdir={__file__}/run': f'--workdir={__file__}/run cannot be used: Not a directory.',

@@ -104,7 +104,7 @@ def test_page_holds_figures_tables_and_origin(figure1):
                    'python 3.11.7, jax 0.10.2', '60,000 train and 10,000 test images from …/mnist, checksums good',
                    '--workdir=…/figure1', '1 x cpu (2 cores)', 'sweep.alpha [1.0, 2.0, 3.0, 4.0, 5.0]',
                    'output layer keeps 2 times as much', '10,000 weights', 'one-shot layer-wise pruning',
-                   '1 3 0.1000 ± 0.0000 101.0 ± 1.0',  # statistics: sign flips 0.1, kurtosis 100, 101 and 102
+                   '1 3 10.00 ± 0.00 101.0 ± 1.0',  # statistics: 10 % sign flips, kurtosis 100, 101 and 102
                    '1 3 96.98 ± 0.20'):  # 0.98 − 0.5 / 41 and 0.002 more for each seed
     assert expected in page.text, expected
 
@@ -119,6 +119,16 @@ def test_a_short_run_is_called_one(tmp_path, config, said, not_said):
   report.write_report(workdir)
   text = Page((workdir / 'report.html').read_text()).text
   assert all(words in text for words in said) and not any(words in text for words in not_said)
+
+
+@pytest.mark.parametrize(('config', 'title'), [
+  ({'title': 'Figure 1: accuracy against sparsity'}, 'Figure 1: accuracy against sparsity on MNIST'),
+  ({'dataset': 'fashion_mnist', 'steps': 100}, 'mnist_lenet on Fashion-MNIST (short run)')])
+def test_title_in_words(tmp_path, config, title):
+  workdir = make_workdir(tmp_path / 'run', [row(0.9)], kinds=['compare'], **config)
+  report.write_report(workdir)
+  page = (workdir / 'report.html').read_text()
+  assert f'<title>{title}</title>' in page and f'<h1>{title}</h1>' in page
 
 
 def test_hostile_values_are_text(tmp_path):
@@ -172,6 +182,7 @@ def test_comparison_shows_the_chosen_rates_by_alpha(tmp_path):
   panels = [ax for ax in shown.figure.axes if ax.get_lines()]
   assert [ax.get_title() for ax in panels] == ['α = 2', 'α = 3', 'α = 4']
   assert [text.get_text() for text in shown.figure.legends[0].get_texts()] == ['SGD', 'Adam']
+  assert [[text.get_text() for text in ax.get_legend().get_texts()] for ax in panels] == 3 * [['0.1', '0.001']]
   # 98 − 50 / (1 + 40 · 2) % and 0.2 more for each seed; the rate 0.1 adds 0.1
   assert panels[0].get_lines()[0].get_ydata()[-1] == pytest.approx(98 - 50 / 81 + 0.2 + 0.1)
 
@@ -183,6 +194,22 @@ def test_sensitivity_shows_dense_and_a_tenth(tmp_path):
   assert (dense.get_title(), pruned.get_title()) == ('100 % kept', '8.86 % kept')
   np.testing.assert_allclose(dense.get_lines()[0].get_xdata(), [0.03, 0.1, 0.3])
   np.testing.assert_allclose(dense.get_lines()[1].get_ydata(), 98 - 50 / 81 + 0.2)
+  assert 'diverged' not in shown.caption and len(dense.get_lines()) == 2
+
+
+def test_networks_that_diverged_are_crossed_out_of_the_sensitivity(tmp_path):
+  rows = [r | {'update': update} for update in ('target_propagation', 'backpropagation') for rate in (0.1, 0.3)
+          for r in sweep((2.0, 3.0), rate=rate)]
+  workdir = make_workdir(tmp_path / 'run', rows, kinds=['learning_rate'])
+  path, gone = workdir / 'statistics.csv', '3.0,1,0.3,sgd,target_propagation,plain'
+  lines = [f'{gone},0.1,nan' if line.startswith(gone) else line for line in path.read_text().splitlines()]
+  path.write_text('\n'.join(lines) + '\n')
+  shown, = report._learning_rate(results.read_run(workdir))
+  assert 'of which some diverged, 1 in all' in shown.caption
+  assert [ax.get_title() for ax in shown.figure.axes] == [
+    'α = 2, 100 % kept', 'α = 2, 8.86 % kept', 'α = 3, 100 % kept', 'α = 3, 8.86 % kept']
+  crosses = [[line.get_xdata().tolist() for line in ax.get_lines() if line.get_marker() == 'x'] for ax in shown.figure.axes]
+  assert crosses == [[], [], [[0.3]], [[0.3]]]
 
 
 # The command
@@ -212,7 +239,8 @@ def test_command_explains_itself():
 
 
 @pytest.mark.parametrize(('args', 'message'), [
-  ([], 'a workdir is needed'), (['no/such/run'], 'no/such/run/config.json is missing')])
+  ([], 'a workdir is needed'), (['no/such/run'], 'no/such/run is no directory'),
+                                             (['tests'], 'tests/config.json is missing')])
 def test_command_names_a_mistake_in_one_line(args, message, capsys):
   with pytest.raises(SystemExit) as stop:
     report._guarded(['report', *args])

@@ -216,6 +216,19 @@ def test_progress_line(losses, loss, capsys):
   assert 60 < progress.seconds < 61
 
 
+def test_rate_and_time_left_leave_out_the_part_that_compiles(monkeypatch, capsys):
+  now = iter([0.0, 100.0, 120.0, 130.0])   # made, and three calls of show: 100 s for the first 500 steps, 30 s for 1,000
+  monkeypatch.setattr(supervised.time, 'monotonic', lambda: next(now))
+  monkeypatch.setattr(supervised.sys.stdout, 'isatty', lambda: False, raising=False)
+  progress = supervised.Progress(3_000, 0, 2, before=0.0)
+  for step in (500, 1_250, 1_500):
+    progress.show(step, np.array([[1.0]]))
+  first, second, third = capsys.readouterr().out.splitlines()
+  assert first.startswith('step 500/3,000 | 100.00 ms a step') and '8 min 20 s left' in first   # nothing else is known yet
+  assert '13.33 ms a step' in second and '0 min 47 s left' in second   # 20 s for 750 steps of two networks
+  assert '15.00 ms a step' in third and '0 min 45 s left' in third
+
+
 # ---- what a run writes ---------------------------------------------------------------------------------------------
 
 LAYERS = ('mlp/~/linear_0', 'mlp/~/linear_1')

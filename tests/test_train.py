@@ -150,7 +150,7 @@ def test_initial_weights():
   for name, fan_in in (('mlp/~/linear_0', 784), ('mlp/~/linear_1', 300), ('mlp/~/linear_2', 100)):
     w = theta0[name]['w'].astype(np.float64)
     assert np.abs(w).max() <= 2 / np.sqrt(fan_in) * (1 + 1e-6)
-    # Truncation at two deviations leaves 0.8796 of one; 5 sd of the estimate.
+    # A normal truncated at two deviations has a standard deviation of 0.8796 of the whole one; 5 sd of the estimate.
     assert abs(w.std() * np.sqrt(fan_in) - 0.8796) < 5 * 0.8796 / np.sqrt(2 * w.size)
     assert np.abs(w[0] - w[1]).max() > 0.5 / np.sqrt(fan_in) and not theta0[name]['b'].any()
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[::-1]), make(np.array([5, 0], np.int32)), theta0)
