@@ -21,7 +21,8 @@ class Evaluation(NamedTuple):
   overlap: jax.Array            # [S, D]: share of weights on which the masks of θ0 and of θ agree
   validation: jax.Array         # int32 [S, D]: images put into their class
   test: jax.Array               # int32 [S, D]
-  statistics: dict[str, jax.Array]
+  finite: jax.Array             # bool: no weight is NaN or infinite
+  statistics: dict[str, jax.Array]   # NaN where not finite
 
 
 def layer_counts(theta: Tree, densities: Sequence[float], output_layer: str, output_factor: float) -> list[Tree]:
@@ -70,7 +71,10 @@ def evaluate_net(net: hk.Transformed, scopes: Sequence[str], theta0: Tree, theta
     return total, overlap, *scores
 
   kept, overlap, on_validation, on_test = (jnp.stack(column) for column in zip(*map(one_scope, scopes), strict=True))
-  return Evaluation(kept, overlap, on_validation, on_test, weight_statistics(theta0, theta, figure_counts))
+  finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(theta)]))
+  measured = weight_statistics(theta0, theta, figure_counts)
+  return Evaluation(kept, overlap, on_validation, on_test, finite,
+                    jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), measured))
 
 
 def weight_statistics(theta0: Tree, theta: Tree, counts: Tree) -> dict[str, jax.Array]:

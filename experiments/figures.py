@@ -41,7 +41,7 @@ _UNORDERED = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#000000', '#E69F00', 
 _CHANCE: dict[str, Any] = {'color': '0.35', 'linestyle': '--', 'linewidth': 0.9}
 _IDENTITY: dict[str, Any] = {'color': '0.3', 'linestyle': ':', 'linewidth': 0.8}
 _ALL: dict[str, Any] = {'color': '0.5', 'linewidth': 0.9}
-_DIVERGED: dict[str, Any] = {'color': '#C00000', 'linestyle': '', 'marker': 'x', 'markersize': 5, 'markeredgewidth': 1.1}
+_DIVERGED: dict[str, Any] = {'linestyle': '', 'marker': 'x', 'markersize': 4, 'markeredgewidth': 1.1}
 _PRUNED = '0.72'
 
 Styles = Mapping[str, Mapping[str, Any]]
@@ -53,7 +53,7 @@ class Curve(NamedTuple):
   x: np.ndarray
   mean: np.ndarray  # NaN: the line is interrupted there
   sd: np.ndarray  # NaN: no band there
-  diverged: np.ndarray | None = None  # bool: points to cross out, since networks in their mean have diverged
+  diverged: np.ndarray | None = None  # bool: at these x networks have diverged, which the mean leaves out
   rate: str = ''  # learning rate, where a curve has one of its own
 
 
@@ -172,8 +172,9 @@ def panels_figure(panels: Sequence[Panel], ordered: bool, note: str, x_axis: str
       ax.tick_params(axis='x', rotation=90 if len(rates) > 3 else 0)
     figure.supxlabel('Learning rate', fontsize=8)
   figure.supylabel('Test accuracy (%)', fontsize=8)
-  crossed = {'some diverged': _DIVERGED} if any(np.any(curve.diverged) for curve in curves if curve.diverged is not None) else {}
-  _legend(figure, {**styles, **crossed}, note)
+  if any(curve.diverged is not None and curve.diverged.any() for curve in curves):
+    styles = {**styles, 'diverged': {'color': '0.3', **_DIVERGED}}
+  _legend(figure, styles, note)
   return figure
 
 
@@ -240,9 +241,11 @@ def _draw(ax: Axes, curves: Sequence[Curve], styles: Styles) -> None:
     low, high = np.clip([curve.mean - curve.sd, curve.mean + curve.sd], 0, 100)  # no accuracy lies outside
     ax.fill_between(curve.x, low, high, color=style['color'], alpha=0.2, linewidth=0)
     ax.plot(curve.x, curve.mean, **style)
-  for curve in curves:
+  for row, curve in enumerate(curves):
     if curve.diverged is not None and curve.diverged.any():
-      ax.plot(curve.x[curve.diverged], curve.mean[curve.diverged], zorder=3, **_DIVERGED)
+      x = curve.x[curve.diverged]   # in rows at the lower edge, whatever the limits are
+      ax.plot(x, np.full(len(x), 0.035 + 0.06 * row), transform=ax.get_xaxis_transform(), clip_on=False,
+              color=styles[curve.label]['color'], zorder=3, **_DIVERGED)
 
 
 def _kept_axis(ax: Axes, curves: Sequence[Curve], ticks: Sequence[float]) -> None:

@@ -27,6 +27,8 @@ from ml_collections import config_flags
 
 from experiments.errors import UserError
 
+HELP = frozenset({'--help', '-help', '--helpfull', '-helpfull', '--helpshort', '-helpshort', '-?', '--?'})
+
 CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Required. File of the config, as configs/mnist_lenet.py, with :VARIANT if any.', lock_config=True)
 WORKDIR = flags.DEFINE_string('workdir', None, 'Required. Directory for everything that the run writes; made if it is not there.')
@@ -95,8 +97,11 @@ def parse(argv: list[str]) -> list[str]:
   """absl's parser, with one line for each mistake in a flag, a key or the config's file."""
   app.define_help_flags()
   try:
-    try_config(argv)
+    if not HELP.intersection(argv):
+      try_config(argv)
     return flags.FLAGS(argv)
+  except SystemExit:   # absl's, after it has printed the help that was asked for, with 1
+    sys.exit(0)
   except (flags.Error, UserError) as error:
     fail(str(error).strip().splitlines()[0])
   except (KeyError, AttributeError) as error:   # config_flags, of a key that the config lacks; with its guess at what was meant
@@ -112,7 +117,7 @@ def try_config(argv: list[str]) -> None:
     return
   path, _, variant = named[-1].partition(':')
   if not (path.endswith('.py') and pathlib.Path(path).is_file()):
-    known = sorted(str(p) for p in pathlib.Path('configs').glob('*.py') if p.name not in ('__init__.py', 'base.py', 'sweeps.py'))
+    known = sorted(str(p) for p in pathlib.Path('configs').glob('*.py') if p.name not in ('__init__.py', 'base.py'))
     raise UserError(f'--config={named[-1]}: {path!r} is no Python file; there are {", ".join(known) or "none in configs/"}.')
   try:
     spec = importlib.util.spec_from_file_location('config_to_check', path)

@@ -10,13 +10,13 @@ import html
 import json
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import app
+from absl import app, flags
 from matplotlib.figure import Figure
 
 from experiments import figures
@@ -66,8 +66,12 @@ def main(argv: list[str]) -> None:
     if not workdir.is_dir():
       raise UserError(f'{workdir} is no directory; a run makes one, named by its --workdir.')
   names = [read_config(workdir)['name'] for workdir in workdirs]
-  if len(set(names)) < len(names):
-    names = [f'{name} ({workdir.resolve().name})' for name, workdir in zip(names, workdirs, strict=True)]
+  if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
+    raise UserError(f'a workdir is named twice: {" ".join(argv[1:])}.')
+  base = names
+  for told in ([workdir.resolve().name for workdir in workdirs], argv[1:]):
+    if len(set(names)) < len(names):
+      names = [f'{name} ({which})' for name, which in zip(base, told, strict=True)]
   rows = []
   for name, workdir in zip(names, workdirs, strict=True):
     for path in write_report(workdir):
@@ -97,27 +101,16 @@ def write_report(workdir: Path) -> list[Path]:
 # Figures
 
 def curves(rows: Sequence[Row], axes: Sequence[str], column: str, x: str = 'density',
-           scale: Callable[[float], float] = lambda density: 100 * density,
-           diverged: Collection[tuple[Any, ...]] = ()) -> list[Curve]:
-  """A curve for each group: mean and sd of `column`, in per cent, over `scale` of `x`; points with networks of `diverged`
-  are crossed out."""
+           scale: Callable[[float], float] = lambda density: 100 * density) -> list[Curve]:
+  """A curve for each group: mean and sd of `column`, in per cent, over `scale` of `x`, of the networks that did not diverge."""
   found = []
   for key, members in groups(rows, axes).items():
     points = groups(members, [x])
     sums = [summarise(row[column] for row in some) for some in points.values()]
-    bad = [any(_net(row) in diverged for row in some) for some in points.values()]
+    bad = [not all(np.isfinite(row[column]) for row in some) for some in points.values()]
     found.append(Curve(_label(axes, key), np.array([scale(at) for at, in points]), 100 * np.array([one.mean for one in sums]),
                        100 * np.array([one.sd for one in sums]), np.array(bad)))
   return found
-
-
-def _net(row: Row) -> tuple[Any, ...]:
-  return tuple(row[axis] for axis in NET)
-
-
-def _diverged(run: Run) -> set[tuple[Any, ...]]:
-  """Networks with weights that are not finite, and therefore no kurtosis. Their accuracy is that of one class for all images."""
-  return {_net(row) for row in run.statistics if not np.isfinite(row.get('kurtosis', 0))}
 
 
 def _label(axes: Sequence[str], key: Sequence[Any]) -> str:
@@ -142,6 +135,8 @@ def _figure1(run: Run) -> Iterator[Shown]:
               f'independent random masks, p² + (1 − p)² for a share p kept. {_spread(overlap, "overlap")}',
               figures.overlap_figure(lines, axes == ['alpha'], _note(overlap, 'overlap')))
 
+  if not (run.workdir / 'weights.npz').exists():
+    return   # a run's numbers are kept without its weights
   density, sampled = read_weights(run.workdir)
   alphas = sorted({row['alpha'] for row in run.results} | set(sampled))
   styles = figures.line_styles([f'{alpha:g}' for alpha in alphas], ordered=True)   # the colours of figure 1a
@@ -149,10 +144,10 @@ def _figure1(run: Run) -> Iterator[Shown]:
     initial, final, kept = sampled[alpha]
     yield Shown(f'figure_1{letter}', f'Figure 1{letter}. Weights before and after training, α = {alpha:g}',
                 f'{initial.size:,} weights drawn at random from one network, the same ones with the same '
-                'initial values for every α; pruned by magnitude after training so that '
-                f'{share(density)} are kept. Above: kernel density estimates of the initial values of the '
-                'survivors (filled) and of all (grey), each of area 1. Right: of the final values of the '
-                'survivors. Dotted: weights that training left alone. The vertical axis follows the data: '
+                'initial values for every α; of all layers, each pruned by magnitude after training so that '
+                f'{share(density)} are kept: a threshold for each layer. Above: kernel density estimates of '
+                'the initial values of the survivors (filled) and of all (grey), each of area 1. Right: of the '
+                'final values of the survivors. Dotted: weights that training left alone. The vertical axis follows the data: '
                 'it differs between figures 1c and 1d.',
                 figures.weights_figure(initial, final, kept, styles[f'{alpha:g}']['color'], f'α = {alpha:g}'))
 
@@ -173,8 +168,10 @@ def _compare(run: Run) -> Iterator[Shown]:
     return [curve._replace(rate=rate) for curve, rate in zip(curves(some, axes, 'test_accuracy'), own, strict=True)]
 
   if 'alpha' in axes and len(axes) > 1:
-    axes.remove('alpha')
-    panels = [Panel(_label(['alpha'], key), lines(some, axes)) for key, some in groups(rows, ['alpha']).items()]
+    # What is to be compared shares a panel: by scope the powers, else at each power what varies beside it.
+    apart = 'scope' if axes == ['alpha', 'scope'] else 'alpha'
+    axes.remove(apart)
+    panels = [Panel(_label([apart], key), lines(some, axes)) for key, some in groups(rows, [apart]).items()]
   else:
     panels = [Panel('', lines(rows, axes))]
   rule = (f'Of the learning rates {", ".join(rates)} each group has the one with the best validation '
@@ -189,7 +186,7 @@ def _compare(run: Run) -> Iterator[Shown]:
 
 def _learning_rate(run: Run) -> Iterator[Shown]:
   """A row of panels, dense and pruned; a row for each α where something else varies as well."""
-  axes, diverged = varying(run.results, ['learning_rate']), _diverged(run)
+  axes = varying(run.results, ['learning_rate'])
   rows_of = {'': run.results}
   if 'alpha' in axes and len(axes) > 1:
     axes.remove('alpha')
@@ -199,13 +196,16 @@ def _learning_rate(run: Run) -> Iterator[Shown]:
   for which, members in rows_of.items():
     for density in densities:
       rows = [row for row in members if row['density'] == density]
-      lines = curves(rows, axes, 'test_accuracy', 'learning_rate', float, diverged)
+      lines = curves(rows, axes, 'test_accuracy', 'learning_rate', float)
       panels.append(Panel(f'{which}{share(density)} kept', lines, enlarged=density == 1 and len(densities) > 1))
   note = _note(run.results, 'test_accuracy')
-  crossed = f'Crossed out: means over networks of which some diverged, {len(diverged)} in all. ' if diverged else ''
+  lost = any(not np.isfinite(row['test_accuracy']) for row in run.results)
+  cross = ('A cross at the lower edge, in the colour of a line: a rate at which networks diverged; the line is the mean of '
+           'the others, if there are any. ' if lost else '')
+  enlarged = ', dense (only the upper four points) and pruned,' if any(panel.enlarged for panel in panels) else ','
   yield Shown('learning_rate', 'Sensitivity to the learning rate',
-              f'Test accuracy against the learning rate, dense (only the upper four points) and pruned, {_setting(run)} '
-              f'{crossed}{_spread(run.results, "test_accuracy")}',
+              f'Test accuracy against the learning rate{enlarged} {_setting(run)} {cross}'
+              f'{_spread(run.results, "test_accuracy")}',
               figures.panels_figure(panels, axes == ['alpha'], note, 'learning rate'))
 
 
@@ -231,8 +231,8 @@ def _spread(rows: Sequence[Row], column: str) -> str:
   counts = _counts(rows, column)
   text = (f'Lines: means, bands: ± one standard deviation (n − 1), over n = {span(counts)} networks that '
           'differ in their seed.' if max(counts) > 1 else 'One network each: its spread is unknown.')
-  bad = {_net(row) for row in rows if not np.isfinite(row[column])}
-  return text + (f' Networks without a finite value, left out of the means: {len(bad)}.' if bad else '')
+  bad = {tuple(row[axis] for axis in NET) for row in rows if not np.isfinite(row[column])}
+  return text + (f' Networks that diverged, left out of the means: {len(bad)}.' if bad else '')
 
 
 def _counts(rows: Sequence[Row], column: str) -> list[int]:
@@ -382,5 +382,16 @@ def _guarded(argv: list[str]) -> None:
     sys.exit(2)
 
 
+def _parse(argv: list[str]) -> list[str]:
+  app.define_help_flags()
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  except SystemExit:   # absl's, after it has printed the help that was asked for, with 1
+    sys.exit(0)
+
+
 if __name__ == '__main__':
-  app.run(_guarded)
+  app.run(_guarded, flags_parser=_parse)

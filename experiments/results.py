@@ -152,7 +152,8 @@ def _bytes(path: Path) -> bytes:
   try:
     return path.read_bytes()
   except FileNotFoundError:
-    raise UserError(f'{path} is missing; a run that has ended leaves it there.') from None
+    raise UserError(f'{path} is missing; a run leaves it there at its end, and one that was stopped goes on by the '
+                    'same command.') from None
   except OSError as error:
     raise UserError(f'{path} cannot be read: {error.strerror}.') from None
 
@@ -225,12 +226,15 @@ def table(rows: Sequence[Row], densities: Sequence[float] = DENSITIES) -> str:
 def accuracy_table(rows: Sequence[Row], densities: Sequence[float], always: Sequence[str] = ()) -> Table:
   """A line for each group; columns for axes that vary and those of `always`, n, and the nearest densities."""
   axes = [axis for axis in AXES if axis in varying(rows) or axis in always]
-  columns = list(dict.fromkeys(nearest(rows, density) for density in densities))
+  members_of = groups(rows, axes)
+  # Runs may have densities of their own: what is nearest is asked of each group.
+  columns = list(dict.fromkeys(tuple(nearest(members, density) for members in members_of.values()) for density in densities))
   lines = []
-  for key, members in groups(rows, axes).items():
-    found = [summarise(row['test_accuracy'] for row in members if row['density'] == at) for at in columns]
+  for i, (key, members) in enumerate(members_of.items()):
+    found = [summarise(row['test_accuracy'] for row in members if row['density'] == column[i]) for column in columns]
     lines.append([*map(word, key), span(one.n for one in found), *map(_percent, found)])
-  return Table([*map(word, axes), 'n', *map(share, columns)], lines)
+  return Table([*map(word, axes), 'n', *(share(min(c)) if min(c) == max(c) else f'{share(min(c))} to {share(max(c))}'
+                                         for c in columns)], lines)
 
 
 def statistics_table(rows: Sequence[Row]) -> Table:

@@ -22,7 +22,7 @@ import numpy as np
 from experiments.errors import UserError
 
 # Keys that change no number: a run may go on with other values. Data are held to their checksums wherever they lie.
-WITHOUT_EFFECT = ('data_dir', 'checkpoint_epochs', 'checkpoints_kept', 'report')
+WITHOUT_EFFECT = ('title', 'data_dir', 'checkpoint_epochs', 'checkpoints_kept', 'report')
 
 PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'optax', 'numpy', 'ml_collections', 'orbax-checkpoint', 'matplotlib')
 

@@ -1,9 +1,9 @@
 """From scores and counts to exact boolean masks, by layer or over a whole tree, and what one does with masks.
 
 A mask is True where a weight is kept. In a tree of masks None stands for a leaf that is never pruned.
-Everything here runs under jit, vmap and scan, and on sharded arrays, whose layout their masks take over. What
-measures a tree measures all its entries together; `jax.tree.map` over the same function measures leaf by
-leaf.
+Everything here runs under jit, vmap and scan, and on sharded arrays, whose layout their masks take over;
+inside `jax.shard_map`, which wants check_vma=False, it sees the shard. What measures a tree measures
+all its entries together; `jax.tree.map` over the same function measures leaf by leaf.
 """
 from typing import Any
 
@@ -97,6 +97,9 @@ def layerwise(scores: Any, counts: Any, live: Any = None) -> Any:
 
   if live is None:
     live = jax.tree.map(lambda _: None, scores)
+  if isinstance(counts, int) and not hasattr(scores, 'shape'):
+    raise ValueError(f'counts is a tree like scores, an integer or None for each leaf; got {counts!r}. '
+                     'top_k_global keeps one number of all leaves together')
   check_structure('counts', counts, 'scores', scores, is_leaf=is_none)
   check_structure('live', live, 'scores', scores, is_leaf=is_none)
   return jax.tree_util.tree_map_with_path(leaf, scores, counts, live, is_leaf=is_none)
@@ -189,9 +192,9 @@ def is_none(x: Any) -> bool:
 
 
 def _share(hits: list[jax.Array], size: int) -> jax.Array:
-  # Exact counts by leaf, summed as floats: the tree may hold more than 2³¹ entries.
+  # Exact counts by leaf, summed as floats: the tree may hold more than 2³¹ entries. Rounding may add up to more than it has.
   total = sum((jnp.sum(x, dtype=jnp.int32).astype(jnp.float32) for x in hits), start=jnp.float32(0))
-  return total / jnp.float32(size)
+  return jnp.minimum(total / jnp.float32(size), 1)
 
 
 def _pairs(a: Any, b: Any) -> list[tuple[jax.Array, jax.Array]]:

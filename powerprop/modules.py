@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import haiku as hk
 import jax
 import numpy as np
-from jax.extend.core import Literal, jaxpr_as_fun
+from jax.extend.core import Literal
 
 from powerprop.reparam import Reparam, Tree, leaf_name, with_zeros
 
@@ -24,7 +24,8 @@ def reparameterise(net: Net, reparam: Reparam) -> Net:
   A weight leaf that `net` initialises with zeros (as hk.nets.ResNet50 does its classifier) keeps α = 1 and is named in a
   warning: for α > 1 it would never move, and nothing before it either. Which leaves these are is read off a trace of
   `net.init`, once per structure of parameters and never off values, so `apply` needs no `init` before it (after a restart,
-  say). `keep_zeros` does the same to a `Reparam`.
+  say). It looks into jit, hk.remat and hk.layer_stack and knows that zero times anything is zero; an initialiser that makes
+  its zeros in a stranger way is not seen. `keep_zeros` does the same to a `Reparam` and looks at values.
 
   Args:
     net: hk.transform or hk.transform_with_state of anything, hk.without_apply_rng included.
@@ -51,9 +52,7 @@ def reparameterise(net: Net, reparam: Reparam) -> Net:
     leaves, treedef = jax.tree.flatten(params)
     key = treedef, tuple((x.shape, x.dtype) for x in leaves)
     if key not in settled:
-      constant = _constant_params(net.init, stateful, reparam, args, kwargs)
-      zeros = frozenset(name for name, value in constant.items() if not np.any(value))
-      settled[key] = with_zeros(reparam, zeros, params)
+      settled[key] = with_zeros(reparam, _zero_params(net.init, stateful, args, kwargs), params)
     return settled[key]
 
   @functools.wraps(net.init)   # haiku's own combinators look at what it hangs on these functions
@@ -72,9 +71,8 @@ def reparameterise(net: Net, reparam: Reparam) -> Net:
   return type(net)(init, apply)
 
 
-def _constant_params(init: Callable[..., Any], stateful: bool, reparam: Reparam, args: tuple[Any, ...],
-                     kwargs: dict[str, Any]) -> dict[str, np.ndarray]:
-  """Name → value of the reparameterised leaves to which `init` gives the same value whatever the key and the inputs are."""
+def _zero_params(init: Callable[..., Any], stateful: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[str]:
+  """Names of the leaves that `init` fills with zeros whatever the key and the values of the inputs are."""
   leaves, treedef = jax.tree.flatten((args, kwargs))
   dynamic = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array | np.ndarray)]
 
@@ -88,31 +86,48 @@ def _constant_params(init: Callable[..., Any], stateful: bool, reparam: Reparam,
 
   shapes = [jax.ShapeDtypeStruct(leaves[i].shape, leaves[i].dtype) for i in dynamic]
   closed, out = jax.make_jaxpr(from_arrays, return_shape=True)(jax.random.key(0), shapes)
+  zero = _zero_outputs(closed, [False] * len(closed.jaxpr.invars))
   names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(out)]
-  # The network's own parameters: an apply may be handed more than these.
-  values = _known_outputs(closed, [alpha != 1 for alpha in jax.tree.leaves(reparam.alphas(out))])
-  return {name: np.asarray(value) for name, value in zip(names, values, strict=True) if value is not None}
+  return frozenset(name for name, is_zero in zip(names, zero, strict=True) if is_zero)
 
 
-def _known_outputs(closed: Any, wanted: list[bool]) -> list[Any]:
-  """Values of the `wanted` outputs of a jaxpr that depend on none of its inputs; None for the others."""
-  jaxpr = closed.jaxpr
-  unknown, eqns = set(jaxpr.invars), []
+# Operations that give zeros for operands that are all zero, and those for which one such operand is enough.
+_ALL_ZERO = frozenset({
+    'abs', 'add', 'add_any', 'broadcast_in_dim', 'concatenate', 'convert_element_type', 'copy', 'device_put', 'erf_inv', 'expm1',
+    'gather', 'imag', 'log1p', 'max', 'min', 'neg', 'pad', 'real', 'reduce_max', 'reduce_min', 'reduce_sum', 'reshape', 'rev',
+    'sharding_constraint', 'sign', 'sin', 'slice', 'sqrt', 'square', 'squeeze', 'stop_gradient', 'sub', 'tanh', 'transpose'})
+_ANY_ZERO = frozenset({'conv_general_dilated', 'dot_general', 'mul'})
+
+
+def _zero_outputs(closed: Any, given: list[bool]) -> list[bool]:
+  """Which outputs of a jaxpr are surely all zero, when the inputs marked in `given` are. Looks into jit, remat and scan."""
+  jaxpr = closed.jaxpr if hasattr(closed, 'jaxpr') else closed
+  zero = {var for var, is_zero in zip(jaxpr.invars, given, strict=True) if is_zero}
+  zero.update(var for var, value in zip(jaxpr.constvars, getattr(closed, 'consts', ()), strict=False) if _is_zero(value))
+  # Most of a network's `init` is its forward pass, of which no parameter is made.
   for eqn in jaxpr.eqns:
-    if any(not isinstance(v, Literal) and v in unknown for v in eqn.invars):
-      unknown.update(eqn.outvars)
-    else:
-      eqns.append(eqn)
-  picked = [want and (isinstance(v, Literal) or v not in unknown)
-            for v, want in zip(jaxpr.outvars, wanted, strict=True)]
-  outvars = [v for v, pick in zip(jaxpr.outvars, picked, strict=True) if pick]
-  needed = {v for v in outvars if not isinstance(v, Literal)}
-  kept = []
-  for eqn in reversed(eqns):
-    if needed.intersection(eqn.outvars):
-      needed.update(v for v in eqn.invars if not isinstance(v, Literal))
-      kept.append(eqn)
-  part = jaxpr.replace(invars=[], outvars=outvars, eqns=kept[::-1], debug_info=jaxpr.debug_info.with_unknown_names())
-  with jax.ensure_compile_time_eval():   # the caller may be inside jit
-    values = iter(jaxpr_as_fun(closed.replace(jaxpr=part))())
-  return [next(values) if pick else None for pick in picked]
+    operands = [_is_zero(v.val) if isinstance(v, Literal) else v in zero for v in eqn.invars]
+    zero.update(var for var, is_zero in zip(eqn.outvars, _zero_results(eqn, operands), strict=True) if is_zero)
+  return [_is_zero(v.val) if isinstance(v, Literal) else v in zero for v in jaxpr.outvars]
+
+
+def _zero_results(eqn: Any, operands: list[bool]) -> list[bool]:
+  name = eqn.primitive.name
+  inner = eqn.params.get('jaxpr', eqn.params.get('call_jaxpr'))
+  if name == 'scan':
+    start = eqn.params['num_consts']
+    carried = range(start, start + eqn.params['num_carry'])   # another value in each turn
+    return _zero_outputs(inner, [is_zero and i not in carried for i, is_zero in enumerate(operands)])
+  if inner is not None and len((inner.jaxpr if hasattr(inner, 'jaxpr') else inner).invars) == len(operands):
+    return _zero_outputs(inner, operands)
+  if name == 'select_n':   # its first operand says which of the others
+    operands, name = operands[1:], 'max'
+  elif name == 'div':
+    operands, name = operands[:1], 'max'
+  return [any(operands) and (name in _ANY_ZERO or (name in _ALL_ZERO and all(operands)))] * len(eqn.outvars)
+
+
+def _is_zero(value: Any) -> bool:
+  if isinstance(value, jax.core.Tracer):
+    return False
+  return np.issubdtype(getattr(value, 'dtype', type(value)), np.number) and not np.any(value)

@@ -34,7 +34,7 @@ def sign_flips(before: Any, after: Any, mask: Any = None) -> jax.Array:
     before: array or tree of arrays [...].
     after: the same structure and shapes.
     mask: None for all entries, or a tree like `before` of bool or None: the entries that are measured.
-  Returns: float32 scalar in [0, 1]; NaN where nothing is measured.
+  Returns: float32 scalar in [0, 1]; NaN where nothing is measured. An entry that is NaN counts as one that kept its sign.
   Raises: ValueError where structure or shape differ or a mask is not bool.
   Source: Schwarz et al. 2021, section 3: under Powerpropagation weights are less likely to change sign.
   """
@@ -82,7 +82,8 @@ def kurtosis(x: Any) -> jax.Array:
 
   Args:
     x: array or tree of arrays [...] floating, pooled.
-  Returns: scalar, float64 for float64, else float32; NaN where all entries are equal or one is not finite.
+  Returns: scalar, float64 for float64, else float32; NaN where all entries are equal or subnormal, or one is not finite.
+    Its gradient is zero: it is a measure, no regulariser.
   Raises: ValueError for another dtype and for a tree without arrays.
   """
   leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in rankable(x)]
@@ -90,7 +91,9 @@ def kurtosis(x: Any) -> jax.Array:
   largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
   scaled = [leaf / largest for leaf in leaves]
   mean = _sum(scaled) / entries
-  squares = [(leaf - mean) ** 2 for leaf in scaled]
+  centred = [leaf - mean for leaf in scaled]
+  rest = _sum(centred) / entries   # the mean's rounding error, as large as the deviations where these are small
+  squares = [(leaf - rest) ** 2 for leaf in centred]
   variance = _sum(squares) / entries
   return _sum([(square / variance) ** 2 for square in squares]) / entries - 3
 

@@ -48,7 +48,7 @@ def target_propagation(inner: optax.GradientTransformation, reparam: Reparam) ->
   def update(inner_update: Update, grads: Tree, state: Any, phi: Tree) -> tuple[Tree, Any]:
     u, state = inner_update(grads, state, reparam.weights(phi))
     return _times_slope(reparam, phi, u), state
-  return _wrap(inner, reparam.weights, update)
+  return _wrap(inner, reparam, lambda phi: reparam.weights(phi), update)
 
 
 def backpropagation(inner: optax.GradientTransformation, reparam: Reparam) -> optax.GradientTransformationExtraArgs:
@@ -63,12 +63,15 @@ def backpropagation(inner: optax.GradientTransformation, reparam: Reparam) -> op
   """
   def update(inner_update: Update, grads: Tree, state: Any, phi: Tree) -> tuple[Tree, Any]:
     return inner_update(_times_slope(reparam, phi, grads), state, phi)
-  return _wrap(inner, lambda phi: phi, update)
+  return _wrap(inner, reparam, lambda phi: phi, update)
 
 
-def _wrap(inner: optax.GradientTransformation, seen: Callable[[Tree], Tree],
+def _wrap(inner: optax.GradientTransformation, reparam: Reparam, seen: Callable[[Tree], Tree],
           step: Callable[[Update, Tree, Any, Tree], tuple[Tree, Any]]) -> optax.GradientTransformationExtraArgs:
   """What the two share: checks, extra arguments, float32 inside and the caller's dtype outside. `inner` begins at seen(φ)."""
+  if not isinstance(reparam, Reparam) or not hasattr(inner, 'update'):
+    raise ValueError(f'an optax transformation and a Reparam are wanted, in this order; got {type(inner).__name__} and '
+                     f'{type(reparam).__name__}.')
   inner = optax.with_extra_args_support(inner)
 
   def init(params: Tree) -> Any:

@@ -142,13 +142,13 @@ def test_select_by_layer_and_over_all_layers():
 def test_weight_statistics_by_hand():
   theta0 = two_layers(jnp.array([[.1, -.2, .3, -.4]]), jnp.array([[.1], [.2], [.3], [-.4]]), jnp.full(4, 50.))
   theta = two_layers(jnp.array([[3., .2, -2., -.1]]), jnp.array([[0.], [1.], [-5.], [-4.]]), jnp.full(4, -50.))
-  found = jax.jit(lambda *trees: evaluate.weight_statistics(*trees, two_layers(2, 3, None)))(theta0, theta)
-  # Of the eight weights survive 3 and −2 in the first layer, 1, −5 and −4 in the second. The signs of −.2 and .3 change, and
-  # of the other .3; −2 and −5 survive.
+  found = jax.jit(lambda *trees: evaluate.weight_statistics(*trees, two_layers(1, 3, None)))(theta0, theta)
+  # Of the eight weights survive 3 in the first layer, 1, −5 and −4 in the second. The signs of −.2 and .3 change, and of the
+  # other .3; −5 survives.
   assert found['sign_flips'] == pytest.approx(3 / 8)
-  assert found['survivor_sign_flips'] == pytest.approx(2 / 5)
-  # The smaller half of each layer are .1 and .2: 3 and 1 come from there.
-  assert found['survivors_from_smaller_half'] == pytest.approx(2 / 5)
+  assert found['survivor_sign_flips'] == pytest.approx(1 / 4)
+  # The smaller half of each layer are .1 and .2: 3 and 1 come from there; of the four that are pruned, −.2's .2 and 0's .1.
+  assert found['survivors_from_smaller_half'] == pytest.approx(2 / 4)
   x = np.array([3., .2, -2., -.1, 0., 1., -5., -4.])
   x = x - x.mean()
   assert found['kurtosis'] == pytest.approx(np.mean(x**4) / np.mean(x**2) ** 2 - 3, rel=1e-5)

@@ -191,6 +191,12 @@ def test_no_band_leaves_the_range_of_an_accuracy():
       assert band[:, 1].min() == 0 and band[:, 1].max() == 100
 
 
+def test_bands_lie_within_the_whole_panel():
+  deep = falling('α = 1', 6, sd=15.0)
+  for figure in (figures.accuracy_figure([deep], True, ''), figures.panels_figure([Panel('', [deep])], True, '', 'kept')):
+    assert 0 < figure.axes[0].get_ylim()[0] < (deep.mean - 15).min()
+
+
 def rates_of(*accuracies, **more):
   return Curve('SGD', np.array([0.1, 0.3, 1.0]), np.array(accuracies), np.zeros(3), **more)
 
@@ -202,9 +208,12 @@ def test_learning_rates_are_the_ticks_and_what_diverged_is_crossed_out():
   dense, pruned = figure.axes
   assert [label.get_text() for label in pruned.get_xticklabels()] == ['0.1', '0.3', '1']
   crosses = pruned.get_lines()[1]
-  assert crosses.get_marker() == 'x' and crosses.get_xydata().tolist() == [[0.3, 60.0], [1.0, 9.8]]
+  assert crosses.get_marker() == 'x' and crosses.get_xdata().tolist() == [0.3, 1.0]
+  assert crosses.get_color() == pruned.get_lines()[0].get_color()
+  height = pruned.transAxes.inverted().transform(crosses.get_transform().transform(crosses.get_xydata()))[:, 1]
+  assert ((height > 0) & (height < 0.1)).all()   # at the lower edge, whatever the limits are
   assert len(dense.get_lines()) == 1 and dense.get_ylim() == pytest.approx((94, 98.4)) and pruned.get_ylim()[0] < 9.8
-  assert [text.get_text() for text in figure.legends[0].get_texts()] == ['SGD', 'some diverged']
+  assert [text.get_text() for text in figure.legends[0].get_texts()] == ['SGD', 'diverged']
   calm = figures.panels_figure([Panel('', [good])], False, '', 'learning rate')
   assert [text.get_text() for text in calm.legends[0].get_texts()] == ['SGD']
 

@@ -103,21 +103,62 @@ def test_leaves_of_zeros_are_found_without_values():
   assert grads['logits']['w'].any()
 
 
-def test_constants_that_are_not_zero_and_zeros_of_other_origin():
-  """An initialiser of ones is reparameterised; zeros made in roundabout ways, inside jit too, are found."""
+RANDOM = hk.initializers.RandomNormal()
+WITH_ZERO = {   # leaf that is all zero → a network that has it after a linear layer of 4
+    'a/w': lambda x: hk.Linear(4, w_init=lambda s, d: jax.jit(lambda: jnp.zeros((4, 4)) * 2.0)().astype(d), name='a')(x),
+    'b/w': lambda x: hk.Linear(4, w_init=lambda s, d: RANDOM(s, d) * 0.0, name='b')(x),
+    'c/w': lambda x: hk.remat(lambda y: hk.Linear(4, w_init=jnp.zeros, name='c')(y))(x),
+    'd/w': lambda x: hk.Linear(4, w_init=hk.initializers.TruncatedNormal(0.0), name='d')(x),
+    'e/w': lambda x: hk.Linear(4, w_init=hk.initializers.VarianceScaling(0.0), name='e')(x),
+    '__layer_stack_no_per_layer/g/w': lambda x: hk.experimental.layer_stack(1)(
+        lambda y: hk.Linear(4, w_init=jnp.zeros, name='g')(y))(x),
+    'h/w': lambda x: hk.Linear(4, w_init=hk.initializers.Constant(np.zeros((4, 4), np.float32)), name='h')(x),
+}
+
+
+@pytest.mark.parametrize('name', WITH_ZERO)
+@pytest.mark.parametrize('wrap', [lambda f: f, jax.jit], ids=['plain', 'jit'])
+def test_zeros_of_any_origin_are_found(name, wrap):
+  net = hk.without_apply_rng(hk.transform(lambda x: WITH_ZERO[name](hk.Linear(4)(x))))
+  net = net._replace(init=wrap(net.init))
+  x = jnp.ones((2, 3))
+  theta = net.init(jax.random.key(0), x)
+  with pytest.warns(UserWarning, match=rf': {name}\.$'):
+    keep_zeros(powerpropagation(2.0), theta)   # by values
+  transformed = reparameterise(net, powerpropagation(2.0))
+  with pytest.warns(UserWarning, match=rf': {name}\.$'):
+    phi = transformed.init(jax.random.key(0), x)
+  grads = jax.grad(lambda p: jnp.sum(transformed.apply(p, x)))(phi)
+  assert any(g.any() for path, g in jax.tree_util.tree_leaves_with_path(grads) if leaf_name(path) == name)
+
+
+NOT_ZERO = {
+    'ones': jnp.ones, 'an identity': hk.initializers.Identity(), 'random': RANDOM, 'a sum': lambda s, d: jnp.zeros(s, d) + 1,
+    'a power': lambda s, d: jnp.zeros(s, d) ** 0, 'cosine': lambda s, d: jnp.cos(jnp.zeros(s, d)),
+    'a choice': lambda s, d: jnp.where(RANDOM(s, d) > 0, jnp.zeros(s, d), 1),
+    'a carry': lambda s, d: jax.lax.scan(lambda c, _: (c + 1, c), jnp.zeros(s, d), None, length=3)[0],
+    'written': lambda s, d: jnp.zeros(s, d).at[0, 0].set(1)}
+
+
+@pytest.mark.parametrize('name', NOT_ZERO)
+def test_constants_that_are_not_zero_are_reparameterised(name):
+  net = hk.without_apply_rng(hk.transform(lambda x: hk.Linear(4, w_init=NOT_ZERO[name])(x)))
+  transformed, x = reparameterise(net, powerpropagation(2.0)), jnp.ones((1, 4))
+  phi = jax.tree.map(lambda p: jnp.full_like(p, 3.0), transformed.init(jax.random.key(0), x))
+  np.testing.assert_array_equal(transformed.apply(phi, x), np.full((1, 4), 4 * 9 + 3.0))
+
+
+def test_one_transformed_network_serves_parameters_of_several_structures():
+  """Inputs of another width make another network, whose zeros are found anew."""
   def net(x):
-    zeros = jax.jit(lambda: jnp.zeros((4, 4)) * 2.0)
-    a = hk.Linear(4, w_init=hk.initializers.Constant(1.0), name='ones')(x)
-    b = hk.Linear(4, w_init=lambda shape, dtype: zeros().astype(dtype), name='zeros')(a)
-    c = hk.Linear(4, w_init=lambda shape, dtype: hk.initializers.RandomNormal()(shape, dtype) * 0.0, name='random')(b)
-    return c
+    return hk.Linear(2, w_init=jnp.zeros if x.shape[1] == 3 else jnp.ones)(x)
   transformed = reparameterise(hk.without_apply_rng(hk.transform(net)), powerpropagation(2.0))
-  with pytest.warns(UserWarning, match=r': zeros/w\.$'):
-    phi = transformed.init(jax.random.key(0), jnp.ones((1, 4)))
-  phi = jax.tree.map(lambda x: jnp.full_like(x, 3.0), phi)
-  x = jnp.eye(4)[:1]
-  # 3² and Σ: ones 9+3 = 12 each; zeros (α = 1): 4·12·3 + 3 = 147; random: 4·147·9 + 3 = 5295.
-  np.testing.assert_array_equal(transformed.apply(phi, x), np.full((1, 4), 5295.0))
+  with pytest.warns(UserWarning, match='linear/w'):
+    zeros = transformed.init(jax.random.key(0), jnp.ones((1, 3)))
+  ones = transformed.init(jax.random.key(0), jnp.ones((1, 4)))
+  threes = [jax.tree.map(lambda p: jnp.full_like(p, 3.0), phi) for phi in (zeros, ones)]
+  np.testing.assert_array_equal(transformed.apply(threes[0], jnp.ones((1, 3))), [[12.0, 12.0]])   # α = 1: 3·3 + 3
+  np.testing.assert_array_equal(transformed.apply(threes[1], jnp.ones((1, 4))), [[39.0, 39.0]])   # α = 2: 4·9 + 3
 
 
 def test_parameters_of_other_networks_are_passed_by():

@@ -200,12 +200,14 @@ def test_sensitivity_shows_dense_and_a_tenth(tmp_path):
 def test_networks_that_diverged_are_crossed_out_of_the_sensitivity(tmp_path):
   rows = [r | {'update': update} for update in ('target_propagation', 'backpropagation') for rate in (0.1, 0.3)
           for r in sweep((2.0, 3.0), rate=rate)]
-  workdir = make_workdir(tmp_path / 'run', rows, kinds=['learning_rate'])
-  path, gone = workdir / 'statistics.csv', '3.0,1,0.3,sgd,target_propagation,plain'
-  lines = [f'{gone},0.1,nan' if line.startswith(gone) else line for line in path.read_text().splitlines()]
-  path.write_text('\n'.join(lines) + '\n')
-  shown, = report._learning_rate(results.read_run(workdir))
-  assert 'of which some diverged, 1 in all' in shown.caption
+  for r in rows:
+    if (r['alpha'], r['seed'], r['learning_rate'], r['update']) == (3.0, 1, 0.3, 'target_propagation'):
+      r['validation_accuracy'] = r['test_accuracy'] = NAN
+  run = results.read_run(make_workdir(tmp_path / 'run', rows, kinds=['learning_rate']))
+  shown, = report._learning_rate(run)
+  assert 'A cross at the lower edge' in shown.caption and 'diverged, left out of the means: 1.' in shown.caption
+  chosen = {(r['alpha'], r['update']): r['learning_rate'] for r in results.best_learning_rates(run.results)}
+  assert chosen.pop((3.0, 'target_propagation')) == 0.1   # never one at which a network diverged, good as the others may be
   assert [ax.get_title() for ax in shown.figure.axes] == [
     'α = 2, 100 % kept', 'α = 2, 8.86 % kept', 'α = 3, 100 % kept', 'α = 3, 8.86 % kept']
   crosses = [[line.get_xdata().tolist() for line in ax.get_lines() if line.get_marker() == 'x'] for ax in shown.figure.axes]
@@ -233,8 +235,35 @@ def test_command_writes_reports_and_one_table_of_all(tmp_path):
     '| mnist_lenet (b) | 1 | 80.00 | 40.00 |']
 
 
+def test_runs_of_one_name_and_of_other_densities_stay_apart(tmp_path):
+  for folder, density in (('a/run', 0.1), ('b/run', 0.09)):
+    make_workdir(tmp_path / folder, [row(0.9), row(density, density=density)], kinds=['compare'])
+  done = command(tmp_path / 'a/run', tmp_path / 'b/run')
+  lines = [[cell.strip() for cell in line.split('|')[1:-1]] for line in done.stdout.splitlines()[-4:]]
+  assert lines[0] == ['run', 'n', '100 %', '9 % to 10 %'] and [line[1:] for line in lines[2:]] == [
+    ['1', '90.00', '10.00'], ['1', '90.00', '9.00']]
+  assert lines[2][0].endswith('a/run)') and lines[3][0].endswith('b/run)')
+  twice = command(tmp_path / 'a/run', tmp_path / 'a' / '..' / 'a/run')
+  assert twice.returncode == 2 and twice.stderr.startswith('error: a workdir is named twice: ') and twice.stderr.count('\n') == 1
+
+
+def test_scopes_are_compared_with_all_powers_in_one_panel(tmp_path):
+  rows = sweep((1.0, 2.0), scope='layer') + sweep((1.0, 2.0), scope='global')
+  shown, = report._compare(results.read_run(make_workdir(tmp_path / 'run', rows, kinds=['compare'])))
+  assert [ax.get_title() for ax in shown.figure.axes] == ['layer-wise', 'global']
+  assert [text.get_text() for text in shown.figure.legends[0].get_texts()] == ['α = 1', 'α = 2']
+
+
+def test_figures_of_weights_are_left_out_where_a_run_came_without_them(tmp_path):
+  workdir = make_workdir(tmp_path / 'run', sweep((1.0, 2.0)))
+  (workdir / 'weights.npz').unlink()
+  assert {path.name for path in report.write_report(workdir)} == {
+    'figure_1a.png', 'figure_1a.svg', 'figure_1b.png', 'figure_1b.svg', 'table.md', 'report.html'}
+
+
 def test_command_explains_itself():
   done = command('--help')
+  assert done.returncode == 0
   assert 'python -m experiments.report WORKDIR' in done.stdout and 'Traceback' not in done.stderr
 
 

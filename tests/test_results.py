@@ -103,7 +103,6 @@ DAMAGE = {
   'no run.json': (lambda d: (d / 'run.json').unlink(), 'run.json is missing'),
   'no statistics.csv': (lambda d: (d / 'statistics.csv').unlink(), 'statistics.csv is missing'),
   'no overlap.csv': (lambda d: (d / 'overlap.csv').unlink(), 'overlap.csv is missing'),
-  'no weights.npz': (lambda d: (d / 'weights.npz').unlink(), 'weights.npz is missing'),
   'a folder': (lambda d: ((d / 'run.json').unlink(), (d / 'run.json').mkdir()), 'run.json cannot be read'),
   'no column': (lambda d: edit(d / 'results.csv', 'test_accuracy', 'accuracy'),
                 'results.csv lacks the column test_accuracy'),

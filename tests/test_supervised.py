@@ -383,6 +383,7 @@ def test_goes_on_from_the_checkpoint_before_a_damaged_one(finished, copy, data_d
 def test_starts_over_only_when_told(copy, data_dir):
   for step in (18, 36, 50):
     truncate_all(copy / 'checkpoints' / str(step))
+  (copy / 'run.json').unlink()   # as of a run that has not ended
   with pytest.warns(UserWarning, match='cannot be read'), pytest.raises(UserError, match='delete it to start over'):
     supervised.run(make_config(data_dir), copy)
 
@@ -392,6 +393,7 @@ def test_goes_on_with_another_number_of_devices(finished, copy, data_dir, monkey
   for step in (36, 50):
     shutil.rmtree(copy / 'checkpoints' / str(step))
   (copy / 'weights.npz').unlink()
+  (copy / 'run.json').unlink()
   monkeypatch.setattr(train, 'make_mesh', lambda: jax.make_mesh(
       (3,), (train.NETS,), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:3]))
   supervised.run(make_config(data_dir), copy)
@@ -430,8 +432,22 @@ def test_a_network_that_diverges(compiled_once, data_dir, tmp_path, caplog):
     losses = json.loads(line, parse_constant=pytest.fail)['train_loss']['alpha=2']
     assert losses[1] is None and 0 < losses[0] < 3
   rows = [row for row in read_csv(tmp_path / 'results.csv') if row['density'] == '1.0']
-  assert float(rows[0]['test_accuracy']) > 0.3 > float(rows[1]['test_accuracy'])
+  assert float(rows[0]['test_accuracy']) > 0.3 and rows[1]['test_accuracy'] == rows[1]['validation_accuracy'] == 'nan'
+  good, bad = read_csv(tmp_path / 'statistics.csv')
+  measured = ('sign_flips', 'survivor_sign_flips', 'survivors_from_smaller_half', 'kurtosis')
+  assert [bad[name] for name in measured] == 4 * ['nan'] and 'nan' not in [good[name] for name in measured]
+  rate = bad['learning_rate']
+  assert {row['overlap'] == 'nan' for row in read_csv(tmp_path / 'overlap.csv') if row['learning_rate'] == rate} == {True}
   assert not caplog.records
+
+
+def test_a_run_that_has_ended_is_only_drawn_again(copy, data_dir, capsys):
+  (copy / 'report.html').unlink()
+  before = {path.name: path.read_bytes() for path in copy.iterdir() if path.suffix in ('.csv', '.json', '.npz', '.jsonl')}
+  supervised.run(make_config(data_dir), copy)
+  told = capsys.readouterr().out
+  assert 'which has ended' in told and 'evaluated group' not in told and (copy / 'report.html').exists()
+  assert {path.name: path.read_bytes() for path in copy.iterdir() if path.name in before} == before
 
 
 def test_compiles_alike_for_few_and_many_epochs(compiled_once, data_dir, tmp_path):

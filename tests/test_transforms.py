@@ -295,3 +295,9 @@ def test_descent_and_where_it_ends():
     return float(np.sum(np.asarray(delta['l']['w']) * d * np.asarray(g['l']['w'])))
   np.testing.assert_allclose(ascent(turned), 0.1 * 3 - 1, rtol=1e-6)
   np.testing.assert_allclose(ascent(optax.identity()), 1.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize('wrapper', WRAPPERS.values())
+def test_swapped_arguments_are_said_at_once(wrapper):
+  with pytest.raises(ValueError, match=r'in this order; got Reparam and GradientTransformation'):
+    wrapper(REPARAM, optax.sgd(0.1))

@@ -28,8 +28,10 @@ def test_write_atomic_replaces_and_leaves_nothing_beside(tmp_path):
   path = tmp_path / 'new' / 'file.txt'
   workdirs.write_atomic(path, 'é')
   assert path.read_bytes() == b'\xc3\xa9' and path.stat().st_mode & 0o777 == 0o644
+  os.link(path, tmp_path / 'reader')   # as one that opened the first file before the second was written
   workdirs.write_atomic(path, b'second')
   assert path.read_bytes() == b'second' and names(path.parent) == ['file.txt']
+  assert (tmp_path / 'reader').read_bytes() == b'\xc3\xa9'   # another file was moved into its place; this one was never touched
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

