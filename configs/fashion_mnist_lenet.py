@@ -2,7 +2,7 @@
 
   python -m experiments.main --config=configs/fashion_mnist_lenet.py --workdir=runs/fashion_mnist_lenet
 
-The paper has no such figure; its protocol is ours. 25 networks of 50,000 steps; times and results are in RESULTS.md. The data
+The paper has no such figure; its protocol is ours. 25 networks of 50,000 steps; results are in RESULTS.md. The data
 set's four official files must be in $POWERPROP_DATA/fashion_mnist, or prepared by tensorflow-datasets.
 """
 from configs import mnist_lenet

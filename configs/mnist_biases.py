@@ -5,7 +5,7 @@
 
 12 networks each, α ∈ {2, 4} × two kinds of biases × 3 seeds, 15,000 steps. Biases begin at random values with standard
 deviation 0.05, the same for both kinds, or at 0, where a reparameterised one stays for ever: 0 is a critical point for α > 1.
-Times and results are in RESULTS.md.
+Results are in RESULTS.md, times in run.json beside them.
 """
 from configs import base
 

@@ -7,7 +7,7 @@ int(p n) weights of each hidden layer, p = geomspace(0.01, 1, 20), and min(1, 2p
   python -m experiments.main --config=configs/mnist_lenet.py --workdir=runs/mnist_lenet          25 networks, 50,000 steps
   python -m experiments.main --config=configs/mnist_lenet.py:quick --workdir=runs/figure1        25 networks, 15,000 steps
 
-Times and results are in RESULTS.md.
+Results are in RESULTS.md, times in run.json beside them.
 """
 from configs import base
 

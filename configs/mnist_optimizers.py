@@ -5,7 +5,7 @@
 126 networks: α ∈ {2, 3, 4} × two orders × seven learning rates × 3 seeds, 15,000 steps. Each line of the report is at the rate
 with the best mean validation accuracy over all densities: the same rule and the same grid for both orders. SGD, for which the
 orders are one, has the same α, seeds and steps in mnist_learning_rates.py; `python -m experiments.report DIR DIR` lays the two
-side by side. Times and results are in RESULTS.md.
+side by side. Results are in RESULTS.md, times in run.json beside them.
 """
 from configs import base
 

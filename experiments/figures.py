@@ -97,16 +97,20 @@ def line_styles(labels: Sequence[str], ordered: bool) -> dict[str, dict[str, Any
 @matplotlib.style.context(STYLE)
 def accuracy_figure(curves: Sequence[Curve], ordered: bool, note: str) -> Figure:
   """Test accuracy (%) against weights kept (%), sparser to the right, and its upper end enlarged."""
-  figure = Figure(figsize=(WIDTH, 3.9), layout='constrained')
-  whole, detail = figure.subplots(2, 1, sharex=True, height_ratios=[1.15, 1])
+  figure = Figure(figsize=(WIDTH, 4.1), layout='constrained')
+  whole, detail = figure.subplots(2, 1, height_ratios=[1.15, 1])
   styles = line_styles([curve.label for curve in curves], ordered)
   for ax in (whole, detail):
     _draw(ax, curves, styles)
-    ax.set_ylabel('Test accuracy (%)' if ax is whole else 'The same, enlarged')
-  _kept_axis(detail, curves, (100, 50, 20, 10, 5, 2, 1))
-  detail.set_xlabel('Weights kept (%), sparser →')
+    ax.set_ylabel('Test accuracy (%)')
+  _kept_axis(whole, curves, (100, 50, 20, 10, 5, 2, 1))
   whole.set_ylim(*_whole_limits(curves))
-  detail.set_ylim(*_detail_limits(curves))
+  low, high = _detail_limits(curves)
+  detail.set_ylim(low, high)
+  inside = [c._replace(x=c.x[c.mean >= low]) for c in curves if (c.mean >= low).any()]
+  _kept_axis(detail, inside or curves, (100, 70, 50, 30, 20, 10, 5, 2, 1))
+  detail.set_title('enlarged', pad=2)
+  detail.set_xlabel('Weights kept (%), sparser →')
   _legend(figure, styles, note)
   return figure
 

@@ -120,7 +120,8 @@ def provenance() -> dict[str, Any]:
       return None
     return done.stdout.strip() if done.returncode == 0 else None
 
-  status = git('status', '--porcelain', '--untracked-files=no')
+  # What a run writes to results/ is no change of what it was made with.
+  status = git('status', '--porcelain', '--untracked-files=no', '--', ':/', ':(top,exclude)results')
   devices = jax.devices()
   if devices[0].platform == 'cpu':
     machine = f'{os.cpu_count()}-core {platform.machine().replace("_", "-")}'

@@ -125,7 +125,7 @@ def test_every_key_binds_but_those_that_change_no_number(tmp_path, key, value):
   config = base.get_config()
   workdirs.bind(tmp_path, config)
   config.update_from_flattened_dict({key: other})
-  if key in ('data_dir', 'report', 'checkpoint_epochs', 'checkpoints_kept'):
+  if key in ('title', 'data_dir', 'report', 'checkpoint_epochs', 'checkpoints_kept'):
     workdirs.bind(tmp_path, config)
     assert json.loads((tmp_path / 'config.json').read_text())[key] == (list(other) if isinstance(other, tuple) else other)
   else:
@@ -168,6 +168,20 @@ def test_provenance_without_git(monkeypatch, tmp_path):
   monkeypatch.setenv('PATH', str(tmp_path))
   found = workdirs.provenance()
   assert found['commit'] is None and found['dirty'] is False
+
+
+def test_changes_of_the_code_are_said_and_those_of_results_are_not(monkeypatch, tmp_path):
+  for name in ('experiments/workdir.py', 'results/a.csv'):
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text('old')
+  git = ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', '-C', str(tmp_path)]
+  for command in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'first']):
+    subprocess.run([*git, *command], check=True)
+  monkeypatch.setattr(workdirs, '__file__', str(tmp_path / 'experiments' / 'workdir.py'))
+  (tmp_path / 'results' / 'a.csv').write_text('new')
+  assert workdirs.provenance()['dirty'] is False
+  (tmp_path / 'experiments' / 'workdir.py').write_text('new')
+  assert workdirs.provenance()['dirty'] is True
 
 
 # ---- metrics -------------------------------------------------------------------------------------------------------
