@@ -3,7 +3,8 @@
   python -m experiments.main --config=configs/mnist_learning_rates.py --workdir=runs/mnist_learning_rates
 
 75 networks: 5 α × 5 rates × 3 seeds. At initialisation the step of a network with α > 1 is several times smaller than that of
-α = 1 at the same rate, so a comparison at one rate alone may punish either. Results are in RESULTS.md, times in run.json beside them.
+α = 1 at the same rate, so a comparison at one rate alone may punish either.
+Results are in RESULTS.md, times in run.json beside them.
 """
 from configs import base
 

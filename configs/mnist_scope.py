@@ -2,7 +2,8 @@
 
   python -m experiments.main --config=configs/mnist_scope.py --workdir=runs/mnist_scope
 
-15 networks, 5 α × 3 seeds, 15,000 steps; both scopes prune the same networks. Results are in RESULTS.md, times in run.json beside them.
+15 networks, 5 α × 3 seeds, 15,000 steps; both scopes prune the same networks.
+Results are in RESULTS.md, times in run.json beside them.
 """
 from configs import base
 
