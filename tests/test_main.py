@@ -150,6 +150,8 @@ def test_mistakes_and_then_a_run(command, tmp_path):
 def start():
   """(arguments, cache) → the command as a process, with as many devices as it finds for itself; killed when the test ends."""
   started = []
+  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:   # as under nohup or `&` in a script; a child would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
   def call(arguments, cache=None):
     environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
