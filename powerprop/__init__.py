@@ -1,5 +1,5 @@
 """Powerpropagation for JAX: sparse networks by the reparameterisation θ = φ|φ|^(α−1)."""
-from powerprop import masks, statistics, thresholds
+from powerprop import distributions, masks, statistics, thresholds, updaters
 from powerprop.modules import reparameterise
 from powerprop.reparam import (
     Reparam,
@@ -13,11 +13,13 @@ from powerprop.reparam import (
     psi_inverse,
     psi_slope,
 )
+from powerprop.sparse import Masks, SparsifyState, SparsityUpdater, masked, sparsify, with_masks
 from powerprop.transforms import backpropagation, target_propagation
 
 __version__ = '0.1.0'
 
 __all__ = [
-    'Reparam', 'backpropagation', 'change_alpha', 'is_weight', 'keep_zeros', 'leaf_name', 'make_reparam', 'masks',
-    'powerpropagation', 'psi', 'psi_inverse', 'psi_slope', 'reparameterise', 'statistics', 'target_propagation', 'thresholds',
+    'Masks', 'Reparam', 'SparsifyState', 'SparsityUpdater', 'backpropagation', 'change_alpha', 'distributions', 'is_weight',
+    'keep_zeros', 'leaf_name', 'make_reparam', 'masked', 'masks', 'powerpropagation', 'psi', 'psi_inverse', 'psi_slope',
+    'reparameterise', 'sparsify', 'statistics', 'target_propagation', 'thresholds', 'updaters', 'with_masks',
 ]

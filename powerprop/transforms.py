@@ -15,6 +15,10 @@ from powerprop.reparam import Reparam, Tree, describe_leaves
 Update = Callable[[Tree, Any, Tree], tuple[Tree, Any]]   # optax's: (gradients, state, parameters) → (updates, state)
 
 
+class Outermost(optax.GradientTransformationExtraArgs):
+  """A transformation whose updates nothing around it may change: what `sparsify` gives."""
+
+
 def target_propagation(inner: optax.GradientTransformation, reparam: Reparam) -> optax.GradientTransformationExtraArgs:
   """The paper's update around any inner chain. Give `update` the gradient at θ = Ψ(φ), the weights that the network saw.
 
@@ -72,6 +76,8 @@ def _wrap(inner: optax.GradientTransformation, reparam: Reparam, seen: Callable[
   if not isinstance(reparam, Reparam) or not hasattr(inner, 'update'):
     raise ValueError(f'an optax transformation and a Reparam are wanted, in this order; got {type(inner).__name__} and '
                      f'{type(reparam).__name__}.')
+  if isinstance(inner, Outermost):
+    raise ValueError('sparsify stands outermost: sparsify(target_propagation(inner, reparam), updater, reparam).')
   inner = optax.with_extra_args_support(inner)
 
   def init(params: Tree) -> Any:

@@ -1,0 +1,218 @@
+"""One optax wrapper that makes any training sparse: masks live in its state and are applied inside its update.
+
+The same four lines train every algorithm of `powerprop.updaters`:
+
+    theta = powerprop.masked(opt_state, reparam.weights(phi))      # what the network sees
+    loss, grads = jax.value_and_grad(loss_fn)(theta, batch)        # the gradient at all weights, masked ones included
+    updates, opt_state = tx.update(grads, opt_state, phi)
+    phi = optax.apply_updates(phi, updates)
+"""
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from powerprop.masks import apply, is_none
+from powerprop.reparam import Reparam, Tree, leaf_name, powerpropagation
+from powerprop.thresholds import check_structure
+from powerprop.transforms import Outermost
+
+
+class Masks(NamedTuple):
+  """Trees of bool like the parameters; None where a leaf is never masked."""
+  forward: Tree     # True: the network sees the weight
+  backward: Tree    # True: the optimiser may change it; holds `forward`
+
+
+class SparsityUpdater(NamedTuple):
+  """A rule that makes masks and changes them. It knows the weights θ only, whatever the parameters φ are.
+
+  `step` is the number of updates applied, the current one included: an int32 scalar. `init` gets None for leaves that are no
+  weights.
+  """
+  init: Callable[[Tree, jax.Array | None], tuple[Masks, Any]]   # (θ, key) → masks, memory
+  update: Callable[[Any, Masks, Any, Tree, Tree], tuple[Masks, Any]]   # (step, masks, memory, θ after the step, gradients at θ)
+  due: Callable[[Any], Any]                    # step → does `update` act now? False at all steps: masks stay
+  keeps: bool = False                          # masked weights keep their stored value; else they are exactly 0
+  observe: Callable[[Any, Any, Tree], Any] | None = None   # (step, memory, gradients) → memory, at every step
+  shape: Callable[[Masks, Tree, Tree], Tree] | None = None   # (masks, θ, gradients) → gradients that the optimiser gets
+
+
+class SparsifyState(NamedTuple):
+  step: jax.Array       # int32: updates applied
+  masks: Masks
+  memory: Any           # the updater's own arrays
+  inner: Any
+
+
+def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, reparam: Reparam | None = None,
+             key: jax.Array | None = None, entry: float = 0.5) -> optax.GradientTransformationExtraArgs:
+  """Trains under masks that `updater` makes, with any optimiser inside, and keeps masked weights exactly 0.
+
+    u ← inner(g ∘ m_B);   φ ← φ + u ∘ m_B;   every so often: m ← updater(θ, g), φ ← φ ∘ m_F
+
+  It stands outermost: `sparsify(target_propagation(optax.adam(1e-3), reparam), updater, reparam)`. Only optax.MultiSteps,
+  apply_if_finite, inject_hyperparams and partition may stand around it; a chain that goes on after it is refused by `masked`,
+  and the wrappers of `powerprop.transforms` refuse it. Before the first update the parameters may be dense: it is `masked` that
+  the network sees, always.
+
+  A weight that comes back starts at θ = −sign(g) · entry · (smallest live |θ| of its leaf) where α > 1, and at 0 where α = 1.
+  Differs from the papers of the algorithms, in which it starts at 0: for α > 1 that is a critical point, and it would never
+  move. Moments of the optimiser begin anew, at 0, for every weight whose backward mask has changed.
+
+  Args:
+    inner: any optax transformation; it sees gradients that are 0 where the optimiser may change nothing.
+    updater: from `powerprop.updaters`.
+    reparam: the one of the network; its `where` says which leaves may be masked. None: no reparameterisation.
+    key: typed key for updaters that draw at random; kept in the state. Inside a map over seeds, each has to have its own.
+    entry: see above; at least 0.
+  Returns: a transformation whose `update` takes (gradient at `masked(state, θ)`, state, φ) and, by keyword, `step`: a number of
+    updates applied so far that is to be used in place of its own. Under vmap over seeds, give one that is not mapped: the
+    update of masks then stays a branch, where it else would be computed at every step.
+  Raises: ValueError for a negative `entry`, and when `update` gets no parameters.
+  """
+  if not isinstance(updater, SparsityUpdater):
+    raise ValueError(f'sparsify takes an updater of powerprop.updaters, got {type(updater).__name__}.')
+  if not entry >= 0:
+    raise ValueError(f'entry must be at least 0, got {entry!r}.')
+  reparam = powerpropagation(1.0) if reparam is None else reparam
+  inner = optax.with_extra_args_support(inner)
+
+  def init(params: Tree) -> SparsifyState:
+    step = jnp.zeros([], jnp.int32)
+    if not jax.tree.leaves(params):   # optax's own placeholders
+      return SparsifyState(step, Masks(params, params), (), inner.init(params))
+    masks, memory = updater.init(_maskable(reparam, params), key)
+    return SparsifyState(step, masks, memory, inner.init(params if updater.keeps else apply(masks.forward, params)))
+
+  def update(updates: Tree, state: SparsifyState, params: Tree = None, *, step: Any = None,
+             **extra_args: Any) -> tuple[Tree, SparsifyState]:
+    if params is None:
+      raise ValueError('update needs the stored parameters φ: tx.update(grads, state, phi).')
+    grads, masks = updates, state.masks
+    check_structure('gradients', grads, 'parameters', params)
+    # What is masked is 0 already, but for the first update.
+    seen = params if updater.keeps else apply(masks.forward, params)
+    shaped = grads if updater.shape is None else updater.shape(masks, reparam.weights(params), grads)
+    u, inner_state = inner.update(apply(masks.backward, shaped), state.inner, seen, **extra_args)
+    u = _still(masks, u, params, updater.keeps)
+    n = (state.step if step is None else jnp.asarray(step, jnp.int32)) + 1
+    memory = state.memory if updater.observe is None else updater.observe(n, state.memory, grads)
+
+    def change(u: Tree, masks: Masks, memory: Any, inner_state: Any) -> Any:
+      theta = reparam.weights(optax.apply_updates(seen, u))
+      new, memory = updater.update(n, masks, memory, theta, grads)
+      if not updater.keeps:
+        back = _map(lambda now, old: now & ~old, new.forward, masks.forward)
+        u = _enter(reparam, entry, back, new.forward, theta, grads, params, u)
+        u = _still(new, u, params, keeps=False)
+      changed = _map(lambda now, old: now ^ old, new.backward, masks.backward)
+      return u, new, memory, _restart(inner, inner_state, changed)
+
+    now = updater.due(n)
+    if now is True:
+      u, masks, memory, inner_state = change(u, masks, memory, inner_state)
+    elif now is not False:
+      u, masks, memory, inner_state = lax.cond(now, change, lambda *same: same, u, masks, memory, inner_state)
+    return u, SparsifyState(state.step + 1, masks, memory, inner_state)
+
+  return Outermost(init, update)
+
+
+def masked(opt_state: Any, params: Tree, which: str = 'forward') -> Tree:
+  """where(mask, x, 0): the weights that the network sees, for training, evaluation and averaged copies alike.
+
+  Args:
+    opt_state: state of a transformation with one or several `sparsify` in it, at any depth.
+    params: φ, θ or a copy of them, of the structure that `init` got.
+    which: 'forward', or 'backward' for what the optimiser may change.
+  Raises: ValueError when there is no `sparsify` in the state, when something is chained after one, or for other parameters.
+  """
+  by_name: dict[str, jax.Array] = {}
+  for state in _states(opt_state):
+    for path, mask in jax.tree_util.tree_leaves_with_path(getattr(state.masks, which)):
+      by_name[leaf_name(path)] = mask
+  paths = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+  if strange := sorted(by_name.keys() - set(paths)):
+    raise ValueError(f'the state has a mask for {strange[0]}, which these parameters lack; they have {paths[:8]}.')
+  masks = jax.tree_util.tree_map_with_path(lambda path, x: by_name.get(leaf_name(path)), params)
+  return apply(masks, params)
+
+
+def with_masks(opt_state: Any, masks: Masks) -> Any:
+  """`opt_state` with other masks in its one `sparsify`: from a sparse checkpoint, say. Same shapes, nothing is compiled anew.
+
+  Raises: ValueError when there is not exactly one, or for masks of another structure.
+  """
+  states = _states(opt_state)
+  if len(states) != 1:
+    raise ValueError(f'with_masks wants one sparsify in the state, got {len(states)}.')
+  for name, tree, old in zip(Masks._fields, masks, states[0].masks, strict=True):
+    check_structure(f'the {name} masks', tree, 'those of the state', old, is_leaf=is_none)
+  return jax.tree.map(lambda x: x._replace(masks=masks) if isinstance(x, SparsifyState) else x, opt_state,
+                      is_leaf=lambda x: isinstance(x, SparsifyState))
+
+
+def _states(opt_state: Any) -> list[SparsifyState]:
+  def walk(x: Any) -> list[SparsifyState]:
+    if isinstance(x, SparsifyState):
+      return [x]
+    parts = list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, tuple | list) else []
+    found = [walk(part) for part in parts]
+    if type(x) is tuple and any(found[:-1]):   # the state of optax.chain
+      raise ValueError('something is chained after sparsify and changes its updates: put it inside, '
+                       'as in sparsify(optax.chain(...), updater).')
+    return [state for some in found for state in some]
+
+  states = walk(opt_state)
+  if not states:
+    raise ValueError('there is no sparsify in this optimiser state.')
+  return states
+
+
+def _maskable(reparam: Reparam, params: Tree) -> Tree:
+  """θ where a leaf is a weight, None elsewhere."""
+  return jax.tree.map(lambda on, x: x if on else None, reparam.where(params), reparam.weights(params))
+
+
+def _map(f: Callable[..., Any], mask: Tree, *rest: Tree) -> Tree:
+  """f on the leaves that have a mask; None stays None."""
+  return jax.tree.map(lambda m, *xs: None if m is None else f(m, *xs), mask, *rest, is_leaf=is_none)
+
+
+def _still(masks: Masks, u: Tree, params: Tree, keeps: bool) -> Tree:
+  """Updates that leave what is masked at its stored value, or bring it to 0, to the last bit."""
+  def leaf(mask: Any, x: jax.Array, p: jax.Array) -> jax.Array:
+    if mask is None:
+      return x
+    if keeps:   # p + (−0) is p, −0 included
+      return jnp.where(mask, x, -jnp.zeros_like(x))
+    wide = jnp.promote_types(x.dtype, p.dtype)   # p + (−p) is 0 where −p is exact
+    return jnp.where(mask, x.astype(wide), -p.astype(wide))
+  return jax.tree.map(leaf, masks.backward if keeps else masks.forward, u, params, is_leaf=is_none)
+
+
+def _enter(reparam: Reparam, entry: float, back: Tree, live: Tree, theta: Tree, grads: Tree, params: Tree, u: Tree) -> Tree:
+  """Updates that bring weights which come back to their place of entry."""
+  def place(alpha: float, b: Any, m: Any, x: jax.Array, g: jax.Array) -> jax.Array:
+    if b is None or alpha == 1:
+      return jnp.zeros_like(x)
+    smallest = jnp.min(jnp.where(m & ~b & (x != 0), jnp.abs(x), jnp.inf))
+    return jnp.where(jnp.isinf(smallest), 0, -jnp.where(g < 0, -1, 1) * entry * smallest).astype(x.dtype)
+
+  places = jax.tree.map(place, reparam.alphas(theta), back, live, theta, grads, is_leaf=is_none)
+  phi = reparam.inverse(places)
+  return jax.tree.map(lambda b, e, p, x: x if b is None else jnp.where(b, (e - p).astype(x.dtype), x), back, phi, params, u,
+                      is_leaf=is_none)
+
+
+def _restart(inner: optax.GradientTransformation, state: Any, changed: Tree) -> Any:
+  """Every parameter-shaped slot of the optimiser's state at 0 where a mask has changed; slots of other shapes as they are."""
+  def slot(x: Any, c: Any) -> Any:
+    if c is None or isinstance(x, optax.MaskedNode) or jnp.shape(x) != jnp.shape(c):
+      return x
+    return jnp.where(c, jnp.zeros_like(x), x)
+  return optax.tree.map_params(inner, slot, state, changed, is_leaf=lambda x: x is None or isinstance(x, optax.MaskedNode))

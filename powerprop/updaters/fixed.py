@@ -1,0 +1,56 @@
+"""Masks that never change: drawn at random, or given from outside."""
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from powerprop.distributions import Distribution, Sparsity, erk
+from powerprop.masks import is_none
+from powerprop.reparam import Tree
+from powerprop.sparse import Masks, SparsityUpdater
+from powerprop.thresholds import check_mask, check_structure
+from powerprop.updaters.common import budget, need_key, random_scores, select
+
+
+def static(sparsity: Sparsity, distribution: Distribution = erk, dense: Sequence[str] = ()) -> SparsityUpdater:
+  """Static random sparsity: m drawn at initialisation, never changed. The floor that every other algorithm is to beat.
+
+  Cost: that of the sparse network, forward and backward. Drop score: none; grow score: none.
+
+  Args:
+    sparsity: share of weights removed, or a mapping from patterns of leaf names to shares.
+    distribution: `distributions.uniform`, `erk` or `globally`.
+    dense: patterns of leaf names that are not pruned and not counted.
+  """
+  def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
+    mask = random_masks(weights, sparsity, distribution, dense, need_key(key, 'static'))
+    return Masks(mask, mask), ()
+  return SparsityUpdater(init, never, lambda step: False)
+
+
+def given(mask: Tree) -> SparsityUpdater:
+  """A mask from outside: a lottery ticket, a score at initialisation, a sparse checkpoint.
+
+  Args:
+    mask: tree of bool like the parameters, or None for leaves that are not masked.
+  Raises: ValueError at `init` where it does not fit the parameters.
+  """
+  def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
+    check_structure('the given masks', jax.tree.map(lambda _: 0, mask, is_leaf=is_none), 'the parameters',
+                    jax.tree.map(lambda _: 0, weights, is_leaf=is_none))
+    for m, x in zip(jax.tree.leaves(mask, is_leaf=is_none), jax.tree.leaves(weights, is_leaf=is_none), strict=True):
+      if m is not None and x is not None:
+        check_mask(m, x)
+    return Masks(mask, mask), ()
+  return SparsityUpdater(init, never, lambda step: False)
+
+
+def random_masks(weights: Tree, sparsity: Sparsity, distribution: Distribution, dense: Sequence[str], key: jax.Array) -> Tree:
+  """Masks of exactly the budget, drawn at random."""
+  weights, counts = budget(weights, sparsity, distribution, dense)
+  return select(random_scores(key, weights), counts, isinstance(counts, int))
+
+
+def never(step: Any, masks: Masks, memory: Any, theta: Tree, grads: Tree) -> tuple[Masks, Any]:
+  """The `update` of an updater that is never due."""
+  return masks, memory

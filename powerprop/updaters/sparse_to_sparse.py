@@ -1,0 +1,135 @@
+"""Training that is sparse from the first step to the last: SET, RigL and Top-KAST."""
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from powerprop.distributions import Distribution, Sparsity, erk, make_counts, uniform
+from powerprop.reparam import Tree
+from powerprop.schedules import check_steps, cosine
+from powerprop.sparse import Masks, SparsityUpdater
+from powerprop.updaters.common import budget, need_key, random_scores, select, under
+from powerprop.updaters.fixed import random_masks
+
+Grow = Callable[[jax.Array, Tree], Tree]   # (key of this update, gradients) → scores
+
+
+def rigl(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fraction: float = 0.3,
+         distribution: Distribution = erk, dense: Sequence[str] = ()) -> SparsityUpdater:
+  """RigL: every ΔT updates drop the live weights of smallest |θ| and grow as many of largest dense |∂L/∂θ|.
+
+    d_l = round(f(n) k_l),   f(n) = (f₀ / 2)(1 + cos(π n / end));   m ← top(|θ|, k_l − d_l, m) ∪ top(|g|, d_l, the rest)
+
+  A weight that was dropped in the same update may be grown again; it then keeps its value.
+
+  Cost: that of the sparse network, and one dense gradient every ΔT. Drop score: |θ|; grow score: |∂L/∂θ|. Differs from the
+  paper: an update of the masks comes after a gradient step, not in its place, and θ is that after the step; where weights that
+  are grown start is said in `sparsify`.
+
+  Args:
+    sparsity: share of weights removed, or a mapping from patterns of leaf names to shares.
+    end_step: from this update on the masks stay; the paper takes three quarters of the training.
+    every_steps: ΔT, in applied updates.
+    drop_fraction: f₀ in (0, 1].
+    distribution, dense: as for `gradual`.
+  Source: Evci et al. 2020 (arXiv:1911.11134), section 3.
+  """
+  return _exchange('rigl', lambda key, grads: grads, sparsity, end_step, every_steps, drop_fraction, distribution, dense)
+
+
+def set_(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fraction: float = 0.3,
+         distribution: Distribution = erk, dense: Sequence[str] = ()) -> SparsityUpdater:
+  """SET: every ΔT updates drop the live weights of smallest |θ| and grow as many at random.
+
+  Cost: that of the sparse network. Drop score: |θ|; grow score: random. Differs from the paper: the drop fraction is annealed
+  as in `rigl`, which the comparisons of the RigL paper do too, and drops the smallest magnitudes of both signs together.
+
+  Args: as for `rigl`.
+  Source: Mocanu et al. 2018 (arXiv:1707.04780).
+  """
+  return _exchange('set', random_scores, sparsity, end_step, every_steps, drop_fraction, distribution, dense)
+
+
+def _exchange(name: str, grow: Grow, sparsity: Sparsity, end_step: int, every_steps: int, drop_fraction: float,
+              distribution: Distribution, dense: Sequence[str]) -> SparsityUpdater:
+  """Drop by |θ|, grow by a score, as many, in every layer or over all layers together."""
+  check_steps(0, end_step, every_steps)
+  if not 0 < drop_fraction <= 1:
+    raise ValueError(f'drop_fraction must lie in (0, 1], got {drop_fraction!r}.')
+
+  def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
+    now, later = jax.random.split(need_key(key, name))
+    mask = random_masks(weights, sparsity, distribution, dense, now)
+    return Masks(mask, mask), later
+
+  def update(step: Any, masks: Masks, memory: Any, theta: Tree, grads: Tree) -> tuple[Masks, Any]:
+    theta, grads = under(masks.forward, theta), under(masks.forward, grads)
+    counts = make_counts(theta, sparsity, distribution)
+    together, fraction = isinstance(counts, int), cosine(step, end_step, drop_fraction)
+    drop = jax.tree.map(lambda k: jnp.round(fraction * k).astype(jnp.int32), counts)
+    kept = select(theta, jax.tree.map(lambda k, d: k - d, counts, drop), together, masks.forward)
+    # A mask from elsewhere may have fewer live weights than the budget: what is missing is grown.
+    live = jax.tree.map(lambda m: jnp.sum(m, dtype=jnp.int32), kept)
+    missing = counts - sum(jax.tree.leaves(live)) if together else jax.tree.map(lambda k, n: k - n, counts, live)
+    scores = grow(jax.random.fold_in(memory, step), grads)
+    grown = select(scores, missing, together, jax.tree.map(jnp.logical_not, kept))
+    mask = jax.tree.map(jnp.logical_or, kept, grown)
+    return Masks(mask, mask), memory
+
+  return SparsityUpdater(init, update, lambda step: (step < end_step) & (step % every_steps == 0))
+
+
+def top_kast(sparsity: Sparsity, backward_sparsity: Sparsity, every_steps: int = 1, end_step: int | None = None,
+             decay: float = 0.0, distribution: Distribution = uniform, dense: Sequence[str] = ()) -> SparsityUpdater:
+  """Top-KAST: the network sees the set A of the largest |θ|, the optimiser moves a larger set B ⊇ A; all weights are stored.
+
+    A = top(|θ|, k_A);   B = top(|θ|, k_B);   g ← g + λ θ on A, g + (λ / D) θ on B \\ A,   D = k_A / N of the leaf
+
+  The decay is the paper's exploration regulariser, as a gradient of ½λ‖θ‖² and so before the inner optimiser.
+
+  Cost: forward at the density of A, backward at that of B. Drop score: |θ|; grow score: |θ|, which moves within B.
+
+  Args:
+    sparsity: share of weights outside A, or a mapping from patterns of leaf names to shares.
+    backward_sparsity: the same for B, no larger.
+    every_steps: masks are found anew every so many applied updates.
+    end_step: from this update on B = A: exploration ends. None: never.
+    decay: λ, at least 0.
+    distribution, dense: as for `gradual`.
+  Raises: ValueError when B would be smaller than A.
+  Source: Jayakumar et al. 2020 (arXiv:2106.03517), sections 2.1 to 2.3.
+  """
+  check_steps(0, end_step or 1, every_steps)
+  if not decay >= 0:
+    raise ValueError(f'decay must be at least 0, got {decay!r}.')
+
+  def both(theta: Tree, explore: Any) -> Masks:
+    inner, outer = (make_counts(theta, share, distribution) for share in (sparsity, backward_sparsity))
+    if any(a > b for a, b in zip(jax.tree.leaves(inner), jax.tree.leaves(outer), strict=True)):
+      raise ValueError(f'backward_sparsity must not be larger than sparsity; got {backward_sparsity} and {sparsity}.')
+    forward = select(theta, inner, isinstance(inner, int))
+    wide = select(theta, outer, isinstance(outer, int))
+    # Equal magnitudes at either edge: what the network sees is always moved.
+    return Masks(forward, jax.tree.map(lambda f, b: f | (b & explore), forward, wide))
+
+  def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
+    return both(budget(weights, sparsity, distribution, dense)[0], True), ()
+
+  def update(step: Any, masks: Masks, memory: Any, theta: Tree, grads: Tree) -> tuple[Masks, Any]:
+    return both(under(masks.forward, theta), True if end_step is None else step < end_step), memory
+
+  def due(step: Any) -> Any:
+    if every_steps == 1:
+      return True
+    return (step % every_steps == 0) | (step == (end_step or 0))
+
+  def shape(masks: Masks, theta: Tree, grads: Tree) -> Tree:
+    def leaf(f: Any, g: jax.Array, x: jax.Array) -> jax.Array:
+      if f is None:
+        return g
+      share = jnp.mean(f, dtype=jnp.float32)
+      return g + (decay * x * jnp.where(f, 1, 1 / share)).astype(g.dtype)
+    return jax.tree.map(leaf, masks.forward, grads, theta, is_leaf=lambda x: x is None)
+
+  return SparsityUpdater(init, update, due, keeps=True, shape=shape if decay else None)

@@ -1,0 +1,87 @@
+"""Counts of weights: totals exact, by tables typed by hand and by an independent solution of ERK's equation."""
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from powerprop.distributions import erk, globally, leave_dense, make_counts, uniform
+
+LENET = {'linear_0': {'w': np.zeros((784, 300)), 'b': None}, 'linear_1': {'w': np.zeros((300, 100)), 'b': None},
+         'linear_2': {'w': np.zeros((100, 10)), 'b': None}}
+shapes = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=6)
+
+
+def of(*sizes):
+  return {f'l{i}': np.zeros(n) for i, n in enumerate(sizes)}
+
+
+@pytest.mark.parametrize('sizes, sparsity, expected', [
+  ((100, 10), 0.9, [10, 1]), ((30, 30, 30), 0.9, [3, 3, 3]), ((10, 10, 10), 0.75, [3, 3, 2]),   # 2.5 each, 7.5 in all: 8
+  ((7, 7), 0.5, [4, 3]), ((5, 50), 0.0, [5, 50]), ((3, 1000), 0.8, [1, 200]), ((1, 1, 10), 0.45, [1, 1, 5])])   # 0.55: one
+def test_uniform_by_hand(sizes, sparsity, expected):
+  assert list(uniform(of(*sizes), sparsity).values()) == expected
+
+
+def test_uniform_of_lenet():
+  assert jax.tree.leaves(uniform(LENET, 0.95)) == [11760, 1500, 50]
+
+
+def test_erk_by_another_road():
+  """ε by bisection in float64 of Σ min(1, ε r_l) n_l = total, which has one solution."""
+  weights = [np.zeros((3, 3, 3, 16)), np.zeros((3, 3, 16, 32)), np.zeros((512, 10)), np.zeros((4, 2))]
+  for sparsity in (0.5, 0.8, 0.9):
+    sizes = np.array([w.size for w in weights], float)
+    raw = np.array([sum(w.shape) for w in weights]) / sizes
+    total, low, high = (1 - sparsity) * sizes.sum(), 0.0, 1e6
+    for _ in range(200):
+      middle = (low + high) / 2
+      low, high = (middle, high) if np.sum(np.minimum(1, middle * raw) * sizes) < total else (low, middle)
+    ideal = np.minimum(1, low * raw) * sizes
+    counts = erk(weights, sparsity)
+    assert sum(counts) == round(total) and np.max(np.abs(np.array(counts) - ideal)) < 1
+    assert counts[3] == 8 or sparsity > 0.8   # the smallest is dense
+
+
+@given(shapes, st.floats(0, 0.99), st.sampled_from([uniform, erk]))
+def test_totals_are_exact_and_layers_live(shapes, sparsity, distribution):
+  weights = [np.zeros(shape) for shape in shapes]
+  sizes = [w.size for w in weights]
+  try:
+    counts = distribution(weights, sparsity)
+  except ValueError as error:
+    assert 'less than one' in str(error)
+    return
+  assert all(1 <= k <= n for k, n in zip(counts, sizes, strict=True))
+  assert abs(sum(counts) - (1 - sparsity) * sum(sizes)) <= 0.5 + 1e-5
+
+
+def test_one_number_for_all():
+  assert globally(LENET, 0.9) == 26620
+
+
+def test_a_mapping_of_patterns():
+  counts = make_counts(LENET, {'*_2/w': 0.5, '*': 0.9})
+  assert jax.tree.leaves(counts) == [23520, 3000, 500] and counts['linear_0']['b'] is None
+
+
+def test_dense_leaves_are_not_counted():
+  weights = leave_dense(LENET, ['linear_0/*'])
+  assert weights['linear_0'] == {'w': None, 'b': None} and globally(weights, 0.9) == 3100
+  assert jax.tree.leaves(uniform(weights, 0.9)) == [3000, 100]
+
+
+@pytest.mark.parametrize('call, message', [
+  (lambda: uniform(of(100, 4), 0.9), r'sparsity 0.9 keeps 0.4 of the 4 weights of l1, less than one'),
+  (lambda: uniform(of(1, 1, 1, 1), 0.49), r'sparsity 0.49 keeps 2 weights, less than one for each of 4 leaves'),
+  (lambda: globally(of(4), 0.9), 'less than one of 4'),
+  (lambda: uniform({}, 0.5), 'no leaf is left'),
+  (lambda: erk(of(10), 1.0), 'below 1; got 1.0'),
+  (lambda: erk(of(10), -0.1), 'below 1; got -0.1'),
+  (lambda: uniform(of(10), '0.5'), "below 1; got '0.5'"),
+  (lambda: make_counts(of(10), {'x': 0.5}), "no pattern for l0; it has \\['x'\\]"),
+  (lambda: make_counts(of(10), {'*': 0.99}), 'keeps 0.1 of the 10 weights of l0'),
+  (lambda: leave_dense(of(10), ['conv*']), "the pattern 'conv\\*', which fits none of \\['l0'\\]")])
+def test_errors(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()

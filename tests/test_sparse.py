@@ -1,0 +1,344 @@
+"""sparsify around optax: one contract for all updaters and optimisers, exact counts, exact zeros, and how it refuses misuse."""
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from powerprop import backpropagation, masked, masks, powerpropagation, sparsify, target_propagation, with_masks
+from powerprop.distributions import erk, globally, uniform
+from powerprop.sparse import Masks, SparsifyState
+from powerprop.updaters import UPDATERS, given, gradual, one_shot, rigl, set_, static, straight_through, top_kast
+
+KEY = jax.random.key(7)
+SHAPES = {'a': {'w': (12, 10), 'b': (10,)}, 'norm': ({'scale': (10,)}, ()), 'c': {'w': (3, 3, 4, 5)}, 'z': {'w': (10, 4)}}
+THETA = jax.tree.map(lambda shape: jnp.asarray(np.random.default_rng(len(shape) + sum(shape)).normal(size=shape), jnp.float32),
+                     SHAPES, is_leaf=lambda x: isinstance(x, tuple) and all(isinstance(n, int) for n in x))
+COUNTS = [24, 36, 8]   # 20 % of 120, 180 and 40
+STEPS = 12
+QUICK = {'xla_backend_optimization_level': '0'}   # compiling is nearly all of the time here
+GIVEN = jax.tree.map(lambda x: None, THETA)
+for _layer in ('a', 'c', 'z'):
+  GIVEN[_layer]['w'] = masks.top_k(THETA[_layer]['w'], THETA[_layer]['w'].size // 5)
+
+RULES = {
+    'static': lambda: static(0.8, uniform), 'given': lambda: given(GIVEN), 'one_shot': lambda: one_shot(0.8, 7),
+    'gradual': lambda: gradual(0.8, 2, 11, 4),   # the end is off the grid 2, 6, 10
+    'gradual that lets return': lambda: gradual(0.8, 2, 11, 4, returns=True),
+    'straight_through': lambda: straight_through(0.8), 'set': lambda: set_(0.8, 10, 3, distribution=uniform),
+    'rigl': lambda: rigl(0.8, 10, 3, distribution=uniform),
+    'top_kast': lambda: top_kast(0.8, 0.5, 2, end_step=9, decay=1e-2)}
+OPTIMIZERS = {
+    'sgd': lambda: optax.sgd(0.1), 'momentum': lambda: optax.sgd(0.1, 0.9), 'adam': lambda: optax.adam(0.05),
+    'adamw': lambda: optax.adamw(0.05, weight_decay=0.1), 'lamb': lambda: optax.lamb(0.05),
+    'chain': lambda: optax.chain(optax.clip_by_global_norm(0.5), optax.add_decayed_weights(0.1), optax.sgd(0.1, 0.9)),
+    'inject_hyperparams': lambda: optax.inject_hyperparams(optax.adam)(0.05),
+    'partition': lambda: optax.partition({'w': optax.adam(0.05), 'rest': optax.sgd(0.1)}, LABELS)}
+LABELS = jax.tree.map(lambda x: 'w' if x.ndim > 1 else 'rest', THETA)
+
+
+def gradient(theta, n=0):
+  return jax.tree.map(lambda x: jnp.cos(3 * x + 0.1 * n + jnp.arange(x.size, dtype=x.dtype).reshape(x.shape)), theta)
+
+
+def train(tx, reparam, phi, steps=STEPS, state=None, start=0):
+  state = jax.jit(tx.init, compiler_options=QUICK)(phi) if state is None else state
+  traced = []
+
+  @functools.partial(jax.jit, compiler_options=QUICK)
+  def step(phi, state, n):
+    traced.append(1)
+    grads = gradient(masked(state, reparam.weights(phi)), n)
+    updates, state = tx.update(grads, state, phi)
+    return optax.apply_updates(phi, updates), state
+  for n in range(start, start + steps):
+    phi, state = step(phi, state, n)
+  assert sum(traced) == 1
+  return phi, state
+
+
+def weights(tree):
+  return [tree[layer]['w'] for layer in ('a', 'c', 'z')]
+
+
+def equal(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(unkey(x), unkey(y)), a, b)
+
+
+def unkey(x):
+  return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+def check(reparam, phi, state, keeps):
+  seen = masked(state, reparam.weights(phi))
+  assert [int(jnp.sum(w != 0)) for w in weights(seen)] == COUNTS
+  sparse = [x for x in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, SparsifyState)) if isinstance(x, SparsifyState)]
+  assert [int(n) for n in jax.tree.leaves(masks.counts(sparse[0].masks.forward))] == COUNTS
+  assert all(m.dtype == bool for m in jax.tree.leaves(sparse[0].masks))
+  if not keeps:
+    equal(masked(state, phi), phi)   # stored, too, they are 0
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(phi))
+  for name in ('b',):   # leaves without a mask have moved
+    assert not np.array_equal(phi['a'][name], THETA['a'][name])
+
+
+@pytest.mark.parametrize('alpha', [1.0, 2.0])
+@pytest.mark.parametrize('rule', RULES)
+def test_every_updater_meets_its_counts_exactly(rule, alpha):
+  reparam, updater = powerpropagation(alpha), RULES[rule]()
+  tx = sparsify(target_propagation(optax.adamw(0.05, weight_decay=0.1), reparam), updater, reparam, KEY)
+  phi, state = train(tx, reparam, reparam.inverse(THETA))
+  check(reparam, phi, state, updater.keeps)
+
+
+@pytest.mark.parametrize('rule', ['rigl', 'top_kast'])
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_every_optimizer_inside(rule, optimizer):
+  reparam, updater = powerpropagation(2.0), RULES[rule]()
+  tx = sparsify(target_propagation(OPTIMIZERS[optimizer](), reparam), updater, reparam, KEY)
+  phi, state = train(tx, reparam, reparam.inverse(THETA))
+  check(reparam, phi, state, updater.keeps)
+
+
+def test_rows_of_the_registry_are_all_tested():
+  assert {name.split()[0] for name in RULES} == UPDATERS.keys()
+
+
+@pytest.mark.parametrize('outside', ['MultiSteps', 'apply_if_finite', 'inject_hyperparams', 'partition'])
+@pytest.mark.parametrize('rule', ['rigl', 'top_kast'])
+def test_what_may_stand_outside(rule, outside):
+  reparam, updater = powerpropagation(2.0), RULES[rule]()
+  def make(rate):
+    return sparsify(target_propagation(optax.adam(rate), reparam), updater, reparam, KEY)
+  tx = {'MultiSteps': lambda: optax.MultiSteps(make(0.05), 2), 'apply_if_finite': lambda: optax.apply_if_finite(make(0.05), 3),
+        'inject_hyperparams': lambda: optax.inject_hyperparams(make)(rate=0.05),
+        'partition': lambda: optax.partition({'w': make(0.05), 'rest': optax.sgd(0.1)}, LABELS)}[outside]()
+  phi, state = train(tx, reparam, reparam.inverse(THETA), STEPS * (2 if outside == 'MultiSteps' else 1))
+  check(reparam, phi, state, updater.keeps)
+
+
+def test_durations_count_applied_updates():
+  tx = optax.MultiSteps(sparsify(optax.sgd(0.1), one_shot(0.8, 3)), 2)
+  phi, state = train(tx, powerpropagation(1.0), THETA, 5)
+  assert all((w != 0).all() for w in weights(phi))   # two updates applied
+  phi, state = train(tx, powerpropagation(1.0), phi, 1, state)
+  assert [int(jnp.sum(w != 0)) for w in weights(phi)] == COUNTS
+
+
+def test_without_sparsity_it_is_the_optimizer():
+  everything = jax.tree.map(lambda x: jnp.ones(x.shape, bool) if x.ndim > 1 else None, THETA)
+  for make in OPTIMIZERS.values():
+    phi, _ = train(sparsify(make(), given(everything)), powerpropagation(1.0), THETA)
+    tx = make()
+    plain, state, update = THETA, tx.init(THETA), jax.jit(tx.update, compiler_options=QUICK)
+    for n in range(STEPS):
+      updates, state = update(gradient(plain, n), state, plain)
+      plain = optax.apply_updates(plain, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), phi, plain)   # XLA fuses them in other ways
+
+
+def test_pruned_weights_are_those_of_a_network_without_them():
+  """Adam with decay and clipping on the kept weights alone, gathered into vectors, takes the same steps."""
+  tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.05, weight_decay=0.1))
+  phi, _ = train(sparsify(tx, given(GIVEN)), powerpropagation(1.0), THETA)
+  kept = [np.ones(x.shape, bool) if m is None else np.asarray(m)
+          for m, x in zip(jax.tree.leaves(GIVEN, is_leaf=lambda x: x is None), jax.tree.leaves(THETA), strict=True)]
+  small = [x[k] for x, k in zip(jax.tree.leaves(THETA), kept, strict=True)]
+  state = tx.init(small)
+  for n in range(STEPS):
+    whole = [jnp.zeros(x.shape).at[k].set(v) for x, k, v in zip(jax.tree.leaves(THETA), kept, small, strict=True)]
+    grads = jax.tree.leaves(gradient(jax.tree.unflatten(jax.tree.structure(THETA), whole), n))
+    updates, state = tx.update([g[k] for g, k in zip(grads, kept, strict=True)], state, small)
+    small = optax.apply_updates(small, updates)
+  for x, k, v in zip(jax.tree.leaves(phi), kept, small, strict=True):
+    np.testing.assert_allclose(x[k], v, rtol=1e-4, atol=1e-5)
+
+
+def test_masked_weights_keep_every_bit_where_they_are_stored():
+  phi0 = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(-0.0), THETA)
+  tx = sparsify(optax.adamw(0.05, weight_decay=0.5), top_kast(0.8, 0.8, 100), powerpropagation(1.0))
+  phi, state = train(tx, powerpropagation(1.0), phi0)
+  for before, after, mask in zip(weights(phi0), weights(phi), weights(state.masks.backward), strict=True):
+    np.testing.assert_array_equal(np.asarray(before)[~mask].view(np.int32), np.asarray(after)[~mask].view(np.int32))
+    assert (np.asarray(before)[mask] != np.asarray(after)[mask]).all()
+
+
+@pytest.mark.parametrize('alpha, entry', [(1.0, 0.5), (2.0, 0.5), (2.0, 0.0), (3.0, 1.0)])
+def test_a_weight_that_comes_back(alpha, entry):
+  """RigL, one exchange by hand: of live .1, 2, −3 and 4 the smallest goes, the largest gradient of the others comes."""
+  reparam = powerpropagation(alpha)
+  theta = {'l': {'w': jnp.array([[0.1, 2.0, -3.0, 4.0, 9.0, 9.0, 9.0, 9.0]])}}
+  grads = {'l': {'w': jnp.array([[0.0, 0.0, 0.0, 0.0, 0.1, 5.0, -7.0, 0.2]])}}
+  tx = sparsify(target_propagation(optax.sgd(1.0, 0.9), reparam), rigl(0.5, 100, 1, drop_fraction=0.5), reparam, KEY, entry)
+  phi, state = reparam.inverse(theta), tx.init(reparam.inverse(theta))
+  first = {'l': {'w': jnp.array([[True] * 4 + [False] * 4])}}
+  state = with_masks(state, Masks(first, first))
+  state = state._replace(inner=jax.tree.map(lambda x: jnp.full_like(x, 0.5), state.inner))   # moments as of a live network
+  updates, state = tx.update(grads, state, phi)
+  phi = optax.apply_updates(phi, updates)
+  # Two go, by a half of four (cos is 1 to 1e-3): .1, and the next after a step of momentum .45 upwards; −7 and 5 come.
+  mask = np.asarray(state.masks.forward['l']['w'][0])
+  assert mask.sum() == 4 and mask[5] and mask[6] and not mask[0]
+  found = np.asarray(reparam.weights(phi)['l']['w'][0])
+  live = np.abs(found[[i for i in range(5) if mask[i]]]).min()
+  size = 0.0 if alpha == 1 else entry * live
+  np.testing.assert_allclose(found[[5, 6]], [-size, size], rtol=1e-5)   # against the gradient
+  np.testing.assert_array_equal(found[~mask], 0)
+  trace = jax.tree.leaves(state.inner)[0][0]
+  assert not trace[5] and not trace[6] and trace[3] and not trace[0]   # begun anew; as it was; gone with its weight
+
+
+def test_weights_come_back_to_life_under_alpha():
+  """What a re-entry is for: at 0 a weight stays for ever when α > 1."""
+  reparam = powerpropagation(2.0)
+  stuck = []
+  for entry in (0.0, 0.5):
+    tx = sparsify(target_propagation(optax.sgd(0.05), reparam), rigl(0.8, 100, 2, distribution=uniform), reparam, KEY, entry)
+    phi, state = train(tx, reparam, reparam.inverse(THETA), 7)
+    stuck.append(sum(int(jnp.sum(m & (w == 0))) for m, w in zip(weights(state.masks.forward), weights(phi), strict=True)))
+  assert stuck[0] > 5 and stuck[1] == 0
+
+
+@pytest.mark.parametrize('rule', ['set', 'top_kast'])
+def test_alike_under_scan_vmap_and_sharding(rule):
+  reparam = powerpropagation(2.0)
+  tx = sparsify(target_propagation(optax.sgd(0.05, 0.9), reparam), RULES[rule](), reparam, KEY)
+  phi0 = reparam.inverse(THETA)
+  expected, state = train(tx, reparam, phi0)
+
+  def step(carry, n):
+    phi, state = carry
+    updates, state = tx.update(gradient(masked(state, reparam.weights(phi)), n), state, phi, step=n)
+    return (optax.apply_updates(phi, updates), state), None
+  scan = jax.jit(lambda phi: jax.lax.scan(step, (phi, tx.init(phi)), jnp.arange(STEPS))[0], compiler_options=QUICK)
+  two = jax.tree.map(lambda x: jnp.stack([x, x]), phi0)
+  mapped = jax.tree.map(lambda x: x[1], jax.jit(lambda phi: jax.lax.scan(
+      jax.vmap(step, (0, None)), (phi, jax.vmap(tx.init)(phi)), jnp.arange(STEPS))[0], compiler_options=QUICK)(two))
+  mesh = jax.make_mesh((2,), ('x',), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+  spread = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec(*([None] * (x.ndim - 1) + ['x']
+                                                 if x.ndim and x.shape[-1] % 2 == 0 else [])))), phi0)
+  for found, found_state in (scan(phi0), mapped, scan(spread)):
+    equal(found_state.masks, state.masks)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+
+
+def test_under_vmap_an_update_of_masks_stays_a_branch():
+  tx = sparsify(optax.sgd(0.1), RULES['gradual']())
+  two = jax.tree.map(lambda x: jnp.stack([x, x]), THETA)
+  state = jax.vmap(tx.init)(two)
+
+  def branches(axis, n):
+    mapped = jax.vmap(lambda g, s, p, n: tx.update(g, s, p, step=n), (0, 0, 0, axis))
+    return str(jax.make_jaxpr(mapped)(two, state, two, n)).count('cond[')
+  assert branches(None, 3) > branches(0, jnp.array([3, 3]))
+
+
+def test_every_seed_draws_masks_of_its_own():
+  two = jax.tree.map(lambda x: jnp.stack([x, x]), THETA)
+  def make(key, phi):
+    return sparsify(optax.sgd(0.1), static(0.8), key=key).init(phi).masks.forward
+  first, second = (weights(jax.tree.map(lambda m, i=i: m[i], jax.vmap(make)(jax.random.split(KEY), two))) for i in range(2))
+  assert all((a != b).any() for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize('rule', ['gradual', 'set'])
+def test_saved_and_gone_on_with_to_the_last_bit(rule, tmp_path):
+  reparam = powerpropagation(2.0)
+  tx = sparsify(target_propagation(optax.adam(0.05), reparam), RULES[rule](), reparam, KEY)
+  whole = train(tx, reparam, reparam.inverse(THETA))
+  half = train(tx, reparam, reparam.inverse(THETA), 5)   # in the middle of the ramp
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / 'half', half)
+    checkpointer.wait_until_finished()
+    phi, state = checkpointer.restore(tmp_path / 'half', jax.eval_shape(lambda: half))
+  equal(train(tx, reparam, phi, STEPS - 5, state, start=5), whole)
+
+
+def test_a_run_begun_with_the_masks_of_another():
+  reparam = powerpropagation(2.0)
+  tx = sparsify(target_propagation(optax.adam(0.05), reparam), rigl(0.8, 10, 3, distribution=uniform), reparam, KEY)
+  phi = reparam.inverse(THETA)
+  fewer = jax.tree.map(lambda m: m & (jnp.arange(m.size).reshape(m.shape) % 2 == 0), GIVEN)
+  state = with_masks(tx.init(phi), Masks(fewer, fewer))
+  equal(masked(state, phi)['a'], jax.tree.map(lambda x: x, masks.apply(fewer, phi)['a']))
+  check(reparam, *train(tx, reparam, phi, STEPS, state), keeps=False)   # what was missing has grown
+
+
+def test_averaged_copies_are_masked_alike():
+  tx = sparsify(optax.adam(0.05), RULES['gradual']())
+  phi, state = train(tx, powerpropagation(1.0), THETA)
+  ema = jax.tree.map(lambda p, x: 0.9 * x + 0.1 * p, phi, THETA)
+  assert [int(jnp.sum(w != 0)) for w in weights(masked(state, ema))] == COUNTS
+
+
+@pytest.mark.parametrize('distribution', [globally, erk])
+def test_other_distributions(distribution):
+  for rule in (gradual(0.8, 2, 11, 4, distribution), rigl(0.8, 10, 3, distribution=distribution), static(0.8, distribution),
+               top_kast(0.8, 0.5, 2, distribution=distribution)):
+    _, state = train(sparsify(optax.sgd(0.05), rule, key=KEY), powerpropagation(1.0), THETA)
+    assert sum(int(n) for n in jax.tree.leaves(masks.counts(state.masks.forward))) == 68
+
+
+def test_dense_layers_by_name_and_sparsity_by_name():
+  phi, state = train(sparsify(optax.sgd(0.05), rigl(0.8, 10, 3, dense=('a/*',)), key=KEY), powerpropagation(1.0), THETA)
+  assert state.masks.forward['a']['w'] is None and (phi['a']['w'] != 0).all()
+  phi, state = train(sparsify(optax.sgd(0.05), gradual({'a/w': 0.5, '*': 0.9}, 2, 5, 1)), powerpropagation(1.0), THETA)
+  assert [int(jnp.sum(w != 0)) for w in weights(phi)] == [60, 18, 4]
+
+
+def test_parameters_of_half_precision():
+  half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), THETA)
+  reparam = powerpropagation(2.0)
+  tx = sparsify(target_propagation(optax.adam(0.05), reparam), RULES['rigl'](), reparam, KEY)
+  phi, state = train(tx, reparam, reparam.inverse(half))
+  check(reparam, phi, state, keeps=False)
+  assert {x.dtype for x in jax.tree.leaves(phi)} == {jnp.dtype('bfloat16')}
+
+
+# ---- misuse --------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_chained_after_sparsify_is_refused():
+  tx = optax.chain(sparsify(optax.sgd(0.1), RULES['gradual']()), optax.add_decayed_weights(0.1))
+  with pytest.raises(ValueError, match='chained after sparsify'):
+    masked(tx.init(THETA), THETA)
+  masked(optax.chain(optax.clip(1.0), sparsify(optax.sgd(0.1), RULES['gradual']())).init(THETA), THETA)
+
+
+@pytest.mark.parametrize('wrapper', [target_propagation, backpropagation])
+def test_the_other_order_is_refused(wrapper):
+  with pytest.raises(ValueError, match='sparsify stands outermost'):
+    wrapper(sparsify(optax.sgd(0.1), RULES['gradual']()), powerpropagation(2.0))
+
+
+def new_state():
+  return sparsify(optax.sgd(0.1), RULES['gradual']()).init(THETA)
+
+
+MISUSE = {
+    'sparsify takes an updater of powerprop.updaters, got function': lambda: sparsify(optax.sgd(0.1), gradual),
+    'entry must be at least 0, got -1': lambda: sparsify(optax.sgd(0.1), RULES['gradual'](), entry=-1),
+    'static draws at random: sparsify needs key': lambda: sparsify(optax.sgd(0.1), static(0.8)).init(THETA),
+    'there is no sparsify in this optimiser state': lambda: masked(optax.adam(0.1).init(THETA), THETA),
+    'the state has a mask for a/w, which these parameters lack': lambda: masked(new_state(), {'c': THETA['c']}),
+    'update needs the stored parameters': lambda: sparsify(optax.sgd(0.1), RULES['gradual']()).update(THETA, new_state()),
+    'gradients and parameters differ in structure': lambda: sparsify(optax.sgd(0.1), RULES['gradual']()).update(
+        {'a': THETA['a']}, new_state(), THETA),
+    'drop_fraction must lie in': lambda: rigl(0.8, 10, drop_fraction=0.0),
+    'must not end before it starts': lambda: gradual(0.8, 10, 5, 1),
+    'backward_sparsity must not be larger than sparsity; got 0.9 and 0.8': lambda: sparsify(
+        optax.sgd(0.1), top_kast(0.8, 0.9)).init(THETA),
+    'decay must be at least 0': lambda: top_kast(0.8, 0.5, decay=-1.0),
+    'with_masks wants one sparsify in the state, got 2': lambda: with_masks({'a': new_state(), 'b': new_state()}, None),
+    'given masks and the parameters differ in structure': lambda: sparsify(optax.sgd(0.1), given({'a': None})).init(THETA)}
+
+
+@pytest.mark.parametrize('message', MISUSE)
+def test_misuse(message):
+  with pytest.raises(ValueError, match=message):
+    MISUSE[message]()
