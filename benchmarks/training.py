@@ -70,9 +70,10 @@ def real_loop(config: ml_collections.ConfigDict, data: train.Batches, devices: i
   net, groups = network(config), quiet_groups(config)
   mesh = jax.make_mesh((devices,), (train.NETS,), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
   slots = train.deal(supervised.make_nets(config), len(groups), devices)
-  states = train.make_init(groups, slots, mesh)(train.replicate(initial_weights(config, data), mesh))
-  epoch = train.make_epoch(groups, net, config.batch_size, mesh)
   places, numbers, on_device = [s.nets for s in slots], [s.number for s in slots], train.replicate(data, mesh)
+  init = train.make_init(groups, slots, net, config.batch_size, mesh)
+  states = init(train.replicate(initial_weights(config, data), mesh), {}, on_device)
+  epoch = train.make_epoch(groups, net, config.batch_size, mesh)
   steps = steps or len(data.labels) // config.batch_size
   return program(states, lambda states, number: epoch(states, places, numbers, on_device, number, 0, steps)[0], steps)
 
@@ -112,11 +113,11 @@ def python_loop(config: ml_collections.ConfigDict, data: train.Batches, steps: i
   loss_fn, theta = train.make_loss(network(config)), initial_weights(config, data)
   states, jitted, seeds = [], [], []
   for group in quiet_groups(config):
-    tx = group.optimizer(config.sweep.learning_rate[0])
-    step = jax.jit(functools.partial(train.train_step, loss_fn, group.reparam, tx))
+    tx = group.optimizer(config.sweep.learning_rate[0], None, None)
+    step = jax.jit(functools.partial(train_batch, loss_fn, group, tx))
     for i, seed in enumerate(config.sweep.seed):
       phi = group.reparam.inverse(jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), theta))
-      states.append(train.TrainState(phi, tx.init(phi)))
+      states.append(train.TrainState(phi, tx.init(phi), {}))
       jitted.append(step)
       seeds.append(seed)
 
@@ -133,7 +134,11 @@ def python_loop(config: ml_collections.ConfigDict, data: train.Batches, steps: i
   return program(states, epoch, steps)
 
 
-def network(config: ml_collections.ConfigDict) -> hk.Transformed:
+def train_batch(loss_fn: Any, group: train.Group, tx: Any, state: train.TrainState, images: Any, labels: Any) -> Any:
+  return train.train_step(loss_fn, group, tx, state, None, train.pixels(images), labels)
+
+
+def network(config: ml_collections.ConfigDict) -> hk.TransformedWithState:
   return _network(config.model, config.bias_stddev)
 
 
@@ -143,13 +148,13 @@ def initial_weights(config: ml_collections.ConfigDict, data: train.Batches) -> A
 
 
 @functools.cache
-def _network(model: str, bias_stddev: float) -> hk.Transformed:
-  return hk.without_apply_rng(hk.transform(MODELS[model](10, bias_stddev).forward))
+def _network(model: str, bias_stddev: float) -> hk.TransformedWithState:
+  return hk.transform_with_state(MODELS[model](10, bias_stddev).forward)
 
 
 @functools.cache   # a compilation each
-def _initial_weights(net: hk.Transformed, seeds: tuple[int, ...], image_shape: tuple[int, ...]) -> Any:
-  return jax.device_get(train.make_weights(net, image_shape, train.make_mesh())(np.array(seeds, np.int32)))
+def _initial_weights(net: hk.TransformedWithState, seeds: tuple[int, ...], image_shape: tuple[int, ...]) -> Any:
+  return jax.device_get(train.make_weights(net, image_shape, train.make_mesh())(np.array(seeds, np.int32))[0])
 
 
 def quiet_groups(config: ml_collections.ConfigDict) -> list[train.Group]:

@@ -19,9 +19,11 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.steps = 50_000                 # optimiser steps of each network
   config.batch_size = 60                # images; each epoch is a new permutation, its incomplete last batch left out
+  config.augment = 'none'               # a row of AUGMENTATIONS in experiments/augment.py
+  config.schedule = 'constant'          # of the learning rate: a row of SCHEDULES in experiments/optimizers.py
 
-  # The sweep: one network for each element of the product. Networks of equal alpha, optimizer, update and biases are one
-  # group, trained side by side; all groups see the same batches, which depend on the seed only.
+  # The sweep: one network for each element of the product. Networks that differ in seed and learning rate alone are one group,
+  # trained side by side; all groups see the same batches, which depend on the seed only.
   config.sweep = ml_collections.ConfigDict()
   config.sweep.alpha = (1.0, 2.0, 3.0, 4.0, 5.0)    # powers of the reparameterisation
   config.sweep.seed = (0, 1, 2, 3, 4)               # of initialisation and batches
@@ -29,14 +31,32 @@ def get_config() -> ml_collections.ConfigDict:
   config.sweep.optimizer = ('sgd',)                 # rows of OPTIMIZERS in experiments/optimizers.py
   config.sweep.update = ('target_propagation',)     # rows of UPDATES: target_propagation, backpropagation
   config.sweep.biases = ('plain',)                  # rows of BIASES in experiments/models.py: plain, reparameterised
-  config.momentum = 0.9                 # of the optimizer 'momentum'
-  config.weight_decay = 1e-4            # of the optimizer 'adamw'; it acts on θ under target_propagation, on φ otherwise
+  config.sweep.algorithm = ('dense',)               # rows of ALGORITHMS in experiments/algorithms.py; dense: prune afterwards
+  config.sweep.sparsity = (0.0,)                    # shares of weights removed by the other algorithms; no part in 'dense'
+  config.momentum = 0.9                 # of the optimizers 'momentum' and 'momentum_decay'
+  config.weight_decay = 1e-4            # of 'adamw' and 'momentum_decay'; acts on θ under target_propagation, on φ otherwise
 
-  # Pruning by |θ| after training, without fine-tuning.
+  # Sparse training: what the algorithms of the sweep share.
+  config.sparse = ml_collections.ConfigDict()
+  config.sparse.distribution = 'erk'    # 'uniform', 'erk' or 'global': how a sparsity is shared out among the layers
+  config.sparse.dense = ()              # patterns of leaf names that stay dense and are not counted, as ('conv2_d/w',)
+  config.sparse.every_steps = 100       # updates of the masks
+  config.sparse.start_share = 0.25      # of the training, at which gradual pruning starts
+  config.sparse.end_share = 0.75        # of the training, at which it ends, one_shot prunes, and masks of the others settle
+  config.sparse.drop_fraction = 0.3     # share of live weights exchanged at first by set, rigl and their kin
+  config.sparse.initial_sparsity = 0.5  # granet: at the start
+  config.sparse.phase_share = 0.1       # ac_dc: warm-up, and each compressed and dense phase after it
+  config.sparse.entry = 0.5             # where weights that come back start for α > 1: times the smallest live |θ| of the layer
+  config.sparse.backward_factor = 2.0   # top_kast: the density of the backward set, in those of the forward set
+  config.sparse.decay = 1e-4            # top_kast: strength of the exploration decay
+
+  # Pruning by |θ| after training, without fine-tuning: of networks that were trained dense.
   config.prune = ml_collections.ConfigDict()
   config.prune.densities = tuple(float(p) for p in np.geomspace(0.01, 1, 20))   # shares kept of a hidden layer
   config.prune.output_factor = 2.0      # the output layer keeps min(1, output_factor * density)
-  config.prune.scopes = ('layer',)      # 'layer': within each layer; 'global': the same total, over all layers together
+  config.prune.scopes = ('layer',)      # 'layer': within each layer; 'global': the same total, over all layers together;
+  #                                       'layer recalibrated', 'global recalibrated': with BatchNorm's averages made anew
+  config.prune.recalibration_batches = 50   # training batches that these averages are made of
   config.prune.figure_density = 0.1     # density of figures 1c and 1d and of the statistics
   config.prune.sampled_weights = 10_000 # weights shown in figures 1c and 1d
 

@@ -2,17 +2,38 @@
 import hashlib
 import json
 import logging
+import math
 import pathlib
 import warnings
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from experiments.errors import UserError
 from experiments.workdir import write_atomic
 
 DIGESTS = 'sha256.json'   # in the folder of a checkpoint: its files and their checksums
+
+
+def pack(tree: Any) -> Any:
+  """Masks, bool [K, ...], as one bit a weight, uint8 [K, bytes]; other leaves as they are."""
+  return jax.tree.map(lambda x: jnp.packbits(x.reshape(x.shape[0], -1), axis=1) if _is_mask(x) else x, tree)
+
+
+def unpack(tree: Any, like: Any) -> Any:
+  """What `pack` was given, whose shapes and dtypes are those of `like`."""
+  def leaf(x: Any, wanted: Any) -> Any:
+    if not _is_mask(wanted):
+      return x
+    size = math.prod(wanted.shape[1:])
+    return jnp.unpackbits(x, axis=1, count=size).reshape(wanted.shape).astype(bool)
+  return jax.tree.map(leaf, tree, like)
+
+
+def _is_mask(x: Any) -> bool:
+  return x.dtype == bool and len(x.shape) > 1
 
 
 class Checkpoints:

@@ -8,11 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from experiments.train import NETS, Batches, each
+from experiments.train import NETS, Batches, each, pixels
 from powerprop import masks, statistics
 from powerprop.reparam import Tree, is_weight, leaf_name
 
 IMAGES_AT_ONCE = 1000   # times 20 densities: 24 MB of the widest activations of LeNet-300-100, and still large products
+
+
+SCOPES = ('layer', 'global', 'layer recalibrated', 'global recalibrated')   # of pruning after training
+TRAINED = 'trained'   # the scope of masks that training has made
 
 
 class Evaluation(NamedTuple):
@@ -40,46 +44,68 @@ def layer_counts(theta: Tree, densities: Sequence[float], output_layer: str, out
   return [jax.tree_util.tree_map_with_path(lambda path, x, p=p: count(path, x, p), theta) for p in densities]
 
 
-def hits(net: hk.Transformed, theta: Tree, data: Batches) -> jax.Array:
+def hits(net: hk.TransformedWithState, theta: Tree, net_state: Tree, data: Batches) -> jax.Array:
   """How many images the network puts into their class: int32, exact."""
   def right(example):
     image, label = example
-    return jnp.argmax(net.apply(theta, image[None].astype(jnp.float32) / 255)[0]) == label
+    return jnp.argmax(net.apply(theta, net_state, None, pixels(image[None]), False)[0][0]) == label
   return jnp.sum(jax.lax.map(right, (data.images, data.labels), batch_size=min(data.labels.size, IMAGES_AT_ONCE)))
+
+
+def recalibrate(net: hk.TransformedWithState, theta: Tree, net_state: Tree, batches: jax.Array) -> Tree:
+  """The network's state after it has seen images uint8 [M, B, H, W, C] in training mode: BatchNorm's averages are those of the
+  weights that there are now, and no longer of those before pruning."""
+  def one(state, images):
+    return net.apply(theta, state, None, pixels(images), True)[1], None
+  return jax.lax.scan(one, net_state, batches)[0]
 
 
 def select(theta: Tree, counts: Tree, scope: str) -> Tree:
   """Exact masks of the largest |θ|: by layer, or of the same total over all layers together."""
-  if scope == 'layer':
+  if scope.startswith('layer'):
     return masks.layerwise(theta, counts)
   chosen = jax.tree.map(lambda k, x: None if k is None else x, counts, theta, is_leaf=lambda k: k is None)
   return masks.top_k_global(chosen, sum(jax.tree.leaves(counts)))
 
 
-def evaluate_net(net: hk.Transformed, scopes: Sequence[str], theta0: Tree, theta: Tree, counts: Tree,
-                 figure_counts: Tree, validation: Batches, test: Batches) -> Evaluation:
-  """All densities of one network. `counts`: a tree of int32 [D]; the masks are found one density after another, so that the
-  search for a threshold stays one branch, the accuracies of all densities at once."""
+def evaluate_net(net: hk.TransformedWithState, scopes: Sequence[str], theta0: Tree, theta: Tree, net_state: Tree, trained: Tree,
+                 counts: Tree, figure_counts: Tree, batches: jax.Array, validation: Batches, test: Batches) -> Evaluation:
+  """One network at all densities, or with the masks that training has made.
+
+  `trained`: these masks; None where there are none. `counts`: a tree of int32 [D]; the masks are found one density after
+  another, so that the search for a threshold stays one branch. `batches`: images to recalibrate BatchNorm with.
+  """
   def one_scope(scope):
     def at_density(k):
       before, after = select(theta0, k, scope), select(theta, k, scope)
       return after, masks.overlap(before, after)
-    kept, overlap = jax.lax.map(at_density, counts)
+    if scope == TRAINED:
+      kept = jax.tree.map(lambda m: m[None], trained)
+      before = select(theta0, masks.counts(trained), 'layer')
+      overlap = masks.overlap(before, trained)[None]
+    else:
+      kept, overlap = jax.lax.map(at_density, counts)
     total = sum(jnp.sum(m, axis=tuple(range(1, m.ndim)), dtype=jnp.int32) for m in jax.tree.leaves(kept))
-    pruned = jax.vmap(masks.apply, in_axes=(0, None))(kept, theta)
-    scores = [jax.vmap(lambda w, d=data: hits(net, w, d))(pruned) for data in (validation, test)]
+
+    def score(mask):
+      pruned = masks.apply(mask, theta)
+      state = recalibrate(net, pruned, net_state, batches) if scope.endswith('recalibrated') else net_state
+      return [hits(net, pruned, state, data) for data in (validation, test)]
+    # Small dense layers of many networks are one product; convolutions with weights of their own would be slow as a grouped one.
+    convolutional = any(x.ndim > 2 for x in jax.tree.leaves(theta))
+    scores = jax.lax.map(score, kept) if convolutional else jax.vmap(score)(kept)
     return total, overlap, *scores
 
   kept, overlap, on_validation, on_test = (jnp.stack(column) for column in zip(*map(one_scope, scopes), strict=True))
   finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(theta)]))
-  measured = weight_statistics(theta0, theta, figure_counts)
+  survivors = select(theta, figure_counts, 'layer') if trained is None else trained
+  measured = weight_statistics(theta0, theta, survivors)
   return Evaluation(kept, overlap, on_validation, on_test, finite,
                     jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), measured))
 
 
-def weight_statistics(theta0: Tree, theta: Tree, counts: Tree) -> dict[str, jax.Array]:
+def weight_statistics(theta0: Tree, theta: Tree, survivors: Tree) -> dict[str, jax.Array]:
   """Plain measures of what figures 1c and 1d show: sign flips, heavy tails, and from where the survivors come."""
-  survivors = select(theta, counts, 'layer')
   chosen = jax.tree.map(lambda m: m is not None, survivors, is_leaf=lambda m: m is None)
 
   def pick(tree):
@@ -97,13 +123,13 @@ def weight_statistics(theta0: Tree, theta: Tree, counts: Tree) -> dict[str, jax.
   }
 
 
-def make_evaluate(net: hk.Transformed, scopes: Sequence[str], mesh: Mesh) -> Callable[..., Evaluation]:
-  """The program (theta0, theta, count, layer counts, figure_counts, validation, test) → `Evaluation` with leading axis [n·S]."""
-  def nets(theta0, theta, count, *rest):
-    return each(lambda a, b: evaluate_net(net, scopes, a, b, *rest), count[0], theta0, theta)
+def make_evaluate(net: hk.TransformedWithState, scopes: Sequence[str], mesh: Mesh) -> Callable[..., Evaluation]:
+  """The program (theta0, theta, network state, masks or None, count, layer counts, figure_counts, batches, validation, test) →
+  `Evaluation` with leading axis [n·S]."""
+  def nets(theta0, theta, net_state, trained, count, *rest):
+    return each(lambda *own: evaluate_net(net, scopes, *own, *rest), count[0], theta0, theta, net_state, trained)
   mapped, whole = PartitionSpec(NETS), PartitionSpec()
-  return jax.jit(jax.shard_map(nets, mesh=mesh, in_specs=(mapped, mapped, mapped, whole, whole, whole, whole),
-                               out_specs=mapped, check_vma=False))
+  return jax.jit(jax.shard_map(nets, mesh=mesh, in_specs=(mapped,) * 5 + (whole,) * 5, out_specs=mapped, check_vma=False))
 
 
 def sample_weights(theta0: Tree, theta: Tree, survivors: Tree, n: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -23,7 +23,7 @@ def lenet_300_100(classes: int, bias_stddev: float) -> Model:
   """
   b_init = hk.initializers.TruncatedNormal(bias_stddev) if bias_stddev else jnp.zeros
 
-  def forward(images: jax.Array) -> jax.Array:
+  def forward(images: jax.Array, is_training: bool) -> jax.Array:
     return hk.nets.MLP([300, 100, classes], b_init=b_init)(hk.Flatten()(images))
 
   return Model(forward, 'mlp/~/linear_2/w')

@@ -15,15 +15,18 @@ from experiments.errors import UserError
 Row = dict[str, Any]
 
 # What tells groups of networks apart; within a group the seed alone differs. 'run': among several workdirs.
-AXES = ('alpha', 'optimizer', 'update', 'biases', 'scope', 'learning_rate', 'run')
-NET = ('alpha', 'seed', 'learning_rate', 'optimizer', 'update', 'biases')
-TEXT = ('optimizer', 'update', 'biases', 'scope')
+AXES = ('algorithm', 'alpha', 'optimizer', 'update', 'biases', 'scope', 'learning_rate', 'run')
+NET = ('alpha', 'seed', 'learning_rate', 'optimizer', 'update', 'biases', 'algorithm', 'sparsity')
+TEXT = ('optimizer', 'update', 'biases', 'algorithm', 'scope')
+LATER = {'algorithm': 'dense', 'sparsity': 0.0}   # columns that older runs lack, and what they would say
 SHARES = ('density', 'validation_accuracy', 'test_accuracy', 'overlap', 'sign_flips', 'survivor_sign_flips',
-          'survivors_from_smaller_half')
+          'survivors_from_smaller_half', 'forward_operations', 'training_operations')
 NAMES = {'alpha': 'α', 'optimizer': 'optimiser', 'sgd': 'SGD', 'adam': 'Adam', 'adamw': 'AdamW',
          'learning_rate': 'learning rate', 'target_propagation': 'target propagation', 'layer': 'layer-wise',
          'sign_flips': 'sign flips (%)', 'survivor_sign_flips': 'sign flips of survivors (%)',
          'survivors_from_smaller_half': 'survivors from the smaller half (%)', 'kurtosis': 'excess kurtosis',
+         'forward_operations': 'operations of a forward pass (% of dense)',
+         'training_operations': 'operations of training (% of dense)',
          'mnist': 'MNIST', 'fashion_mnist': 'Fashion-MNIST'}
 DENSITIES = (1.0, 0.3, 0.1, 0.05, 0.02)   # of a table that fits a terminal
 CONFIG = {'name': str, 'dataset': str, 'steps': int, 'batch_size': int, 'report': list, 'sweep': dict, 'prune': dict}
@@ -116,7 +119,7 @@ def _csv(path: Path, columns: Sequence[str]) -> list[Row]:
   except (csv.Error, UnicodeDecodeError) as error:
     raise UserError(f'{path} is damaged: {error}.') from None
   header = lines[0] if lines else []
-  if missing := [column for column in columns if column not in header]:
+  if missing := [column for column in columns if column not in header and column not in LATER]:
     raise UserError(f'{path} lacks the column{"s" if len(missing) > 1 else ""} {", ".join(missing)}.')
   if len(lines) < 2:
     raise UserError(f'{path} holds no rows.')
@@ -128,6 +131,7 @@ def _csv(path: Path, columns: Sequence[str]) -> list[Row]:
       raise UserError(f'{where}: {len(values)} values where the header has {len(header)}.')
     row: Row = {column: text if column in TEXT else _number(column, text, where)
                 for column, text in zip(header, values, strict=True)}
+    row = LATER | row
     what = tuple(row.get(axis) for axis in (*NET, 'scope', 'density'))
     if what in seen:
       raise UserError(f'{where} repeats the network, scope and density of an earlier line.')

@@ -20,13 +20,17 @@ import powerprop
 from experiments import data as datasets
 from experiments import evaluate, report, train
 from experiments import workdir as workdirs
-from experiments.checkpoint import Checkpoints
+from experiments.algorithms import ALGORITHMS, DISTRIBUTIONS, FIRST_MASKS
+from experiments.augment import AUGMENTATIONS
+from experiments.checkpoint import Checkpoints, pack, unpack
 from experiments.errors import UserError
 from experiments.models import BIASES, MODELS, Model
-from experiments.optimizers import OPTIMIZERS, UPDATES
+from experiments.optimizers import OPTIMIZERS, SCHEDULES, UPDATES
 from experiments.results import read_results, table
+from powerprop import flops
 
-STATIC_AXES: dict[str, Mapping[str, Any]] = {'optimizer': OPTIMIZERS, 'update': UPDATES, 'biases': BIASES}
+STATIC_AXES: dict[str, Mapping[str, Any]] = {
+    'optimizer': OPTIMIZERS, 'update': UPDATES, 'biases': BIASES, 'algorithm': ALGORITHMS}
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -46,23 +50,25 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     return
 
   model = MODELS[config.model](data.classes, config.bias_stddev)
-  net = hk.without_apply_rng(hk.transform(model.forward))
+  net = hk.transform_with_state(model.forward)
   groups, nets, mesh = make_groups(config), make_nets(config), train.make_mesh()
   say(f'{plural(len(groups) * len(nets.seed), "network")} of {config.steps:,} steps in {plural(len(groups), "group")} on '
       f'{plural(mesh.size, f"{jax.devices()[0].platform} device")}.')
   slots = train.deal(nets, len(groups), mesh.size)
   on_device = {name: train.replicate(part, mesh) for name, part in splits.items()}
-  theta0 = train.make_weights(net, splits['train'].images.shape[1:], mesh)(nets.seed)
+  theta0, net_state0 = train.make_weights(net, splits['train'].images.shape[1:], mesh)(nets.seed)
   ready = time.monotonic()
 
-  states, seconds = fit(config, groups, net, theta0, slots, on_device['train'], mesh, workdir)
+  costs = train.count_operations(net, theta0, net_state0, (config.batch_size, *splits['train'].images.shape[1:]))
+  states, spent, seconds = fit(config, groups, net, (theta0, net_state0), slots, on_device['train'], costs, mesh, workdir)
   trained = time.monotonic()
   outcome = evaluate_groups(config, groups, net, model, theta0, slots, states, on_device, mesh)
   finished = time.monotonic()
   if jax.process_index() != 0:
     return
 
-  workdir_files(workdir, config, groups, nets, {k: len(part.labels) for k, part in splits.items()}, outcome)
+  workdir_files(workdir, config, groups, nets, {k: len(part.labels) for k, part in splits.items()}, outcome,
+                shares_of_dense(config.steps, costs, spent, outcome))
   write_run(workdir, origin | {'data': datasets.describe(data)},
             {'start': ready - started, 'training': seconds, 'evaluation': finished - trained})
   finish(workdir)
@@ -101,12 +107,23 @@ def check(config: ml_collections.ConfigDict) -> None:
     need(not any(v in values[:i] for i, v in enumerate(values)), f'sweep.{axis}', 'a tuple without repetitions')
   for axis, rows in STATIC_AXES.items():
     need(all(v in list(rows) for v in config.sweep[axis]), f'sweep.{axis}', f'a tuple of some of {sorted(rows)}')
+  for key, rows in (('augment', AUGMENTATIONS), ('schedule', SCHEDULES), ('sparse.distribution', DISTRIBUTIONS)):
+    need(value_of(key) in list(rows), key, f'one of {sorted(rows)}')
+  need(all(is_number(s) and 0 <= s < 1 for s in config.sweep.sparsity), 'sweep.sparsity', 'a tuple of shares in [0, 1)')
+  for key in ('sparse.start_share', 'sparse.end_share', 'sparse.drop_fraction'):
+    need(0 < value_of(key) <= 1, key, 'a share in (0, 1]')
+  need(config.sparse.start_share <= config.sparse.end_share, 'sparse.end_share', 'at least sparse.start_share')
+  need(config.sparse.entry >= 0, 'sparse.entry', 'at least 0')
+  need(config.sparse.decay >= 0, 'sparse.decay', 'at least 0')
+  need(config.sparse.backward_factor >= 1, 'sparse.backward_factor', 'at least 1')
+  need(all(type(name) is str for name in config.sparse.dense), 'sparse.dense', "a tuple of patterns, as \"('conv2_d/w',)\"")
   need(all(is_number(a) and 1 <= a < float('inf') for a in config.sweep.alpha), 'sweep.alpha',
        'a tuple of numbers of at least 1')
   need(all(type(s) is int and 0 <= s < 2**31 for s in config.sweep.seed), 'sweep.seed', 'a tuple of integers in [0, 2**31)')
   need(all(is_number(r) and 0 < r < float('inf') for r in config.sweep.learning_rate), 'sweep.learning_rate',
        'a tuple of positive numbers')
-  for key in ('steps', 'batch_size', 'train_images', 'checkpoint_epochs', 'checkpoints_kept', 'prune.sampled_weights'):
+  for key in ('steps', 'batch_size', 'train_images', 'checkpoint_epochs', 'checkpoints_kept', 'prune.sampled_weights',
+              'prune.recalibration_batches', 'sparse.every_steps'):
     need(value_of(key) > 0, key, 'positive')
   need(config.bias_stddev >= 0, 'bias_stddev', 'at least 0')
   densities, scopes = config.prune.densities, config.prune.scopes
@@ -114,8 +131,8 @@ def check(config: ml_collections.ConfigDict) -> None:
        'prune.densities', 'a tuple of different shares in (0, 1]')
   need(0 < config.prune.figure_density <= 1, 'prune.figure_density', 'a share in (0, 1]')
   need(config.prune.output_factor > 0, 'prune.output_factor', 'positive')
-  need(scopes in (('layer',), ('global',), ('layer', 'global'), ('global', 'layer')), 'prune.scopes',
-       "a tuple of 'layer', 'global' or both")
+  need(len(scopes) > 0 and all(s in evaluate.SCOPES for s in scopes) and len(set(scopes)) == len(scopes), 'prune.scopes',
+       f'a tuple of some of {list(evaluate.SCOPES)}')
   need(all(kind in list(report.KINDS) for kind in config.report), 'report', f'a tuple of some of {sorted(report.KINDS)}')
 
 
@@ -133,15 +150,31 @@ def split(data: datasets.Dataset, train_images: int, batch_size: int) -> dict[st
 
 
 def make_groups(config: ml_collections.ConfigDict) -> list[train.Group]:
-  """One group for each combination of the axes that change the program."""
-  groups = []
-  for values in itertools.product(*(config.sweep[axis] for axis in ('alpha', *STATIC_AXES))):
-    axes = dict(zip(('alpha', *STATIC_AXES), values, strict=True))
-    reparam = powerprop.powerpropagation(axes['alpha'], BIASES[axes['biases']])
-    def optimizer(rate, axes=axes, reparam=reparam):
-      return UPDATES[axes['update']](OPTIMIZERS[axes['optimizer']](rate, config), reparam)
-    groups.append(train.Group(axes, reparam, optimizer))
-  return groups
+  """One group for each combination of the axes that change the program; a single one for dense training."""
+  axes = ('alpha', *STATIC_AXES, 'sparsity')
+  combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*(config.sweep[axis] for axis in axes))]
+  for one in combinations:
+    one['sparsity'] = one['sparsity'] if ALGORITHMS[one['algorithm']] else 0.0
+  return [make_group(config, one) for i, one in enumerate(combinations) if one not in combinations[:i]]
+
+
+def make_group(config: ml_collections.ConfigDict, axes: dict[str, Any]) -> train.Group:
+  reparam = powerprop.powerpropagation(axes['alpha'], BIASES[axes['biases']])
+
+  def dense(rate):
+    return UPDATES[axes['update']](OPTIMIZERS[axes['optimizer']](rate, config), reparam)
+
+  make = ALGORITHMS[axes['algorithm']]
+  if make is None:
+    return train.Group(axes, reparam, lambda rate, key, first: dense(rate))
+  weights = reparam._replace(where=powerprop.powerpropagation(axes['alpha']).where)   # biases are never masked
+  updater = make(axes['sparsity'], config)
+  scored = FIRST_MASKS.get(axes['algorithm'])
+
+  def sparse(rate, key, first):
+    rule = powerprop.updaters.given(first) if scored else updater
+    return powerprop.sparsify(dense(rate), rule, weights, key, config.sparse.entry)
+  return train.Group(axes, reparam, sparse, True, updater.dense_gradient, scored and scored(axes['sparsity'], config))
 
 
 def make_nets(config: ml_collections.ConfigDict) -> train.Nets:
@@ -149,18 +182,22 @@ def make_nets(config: ml_collections.ConfigDict) -> train.Nets:
   return train.Nets(np.array(seeds, np.int32), np.array(rates, np.float32))
 
 
-def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: hk.Transformed, theta0: Any,
-        slots: Sequence[train.Slots], data: train.Batches, mesh: Mesh, workdir: pathlib.Path) -> tuple[Any, float]:
-  """States after config.steps, from the newest checkpoint on, and the seconds of training over all runs on `workdir`.
+def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: hk.TransformedWithState, start: Any,
+        slots: Sequence[train.Slots], data: train.Batches, costs: flops.Costs, mesh: Mesh,
+        workdir: pathlib.Path) -> tuple[Any, np.ndarray, float]:
+  """States after config.steps, from the newest checkpoint on; the operations that each network [groups, K] and the seconds that
+  all have taken, over all runs on `workdir`.
 
-  A checkpoint holds the networks in their own order, so it can be read on another number of devices.
+  `start`: initial weights and states of the networks. A checkpoint holds the networks in their own order, so it can be read on
+  another number of devices.
   """
   steps_per_epoch = data.labels.shape[0] // config.batch_size
   nets, counts = [s.nets for s in slots], [s.number for s in slots]
-  states = train.make_init(groups, slots, mesh)(theta0)
-  epoch = train.make_epoch(groups, net, config.batch_size, mesh)
-  gather = jax.jit(lambda tree: train.gather(tree, slots), out_shardings=train.replicated(mesh))
-  scatter = jax.jit(lambda tree: train.scatter(tree, slots), out_shardings=train.by_net(mesh))
+  states = train.make_init(groups, slots, net, config.batch_size, mesh)(*start, data)
+  epoch = train.make_epoch(groups, net, config.batch_size, mesh, AUGMENTATIONS[config.augment])
+  gather = jax.jit(lambda tree: pack(train.gather(tree, slots)), out_shardings=train.replicated(mesh))
+  whole = jax.eval_shape(lambda tree: train.gather(tree, slots), states)
+  scatter = jax.jit(lambda tree: train.scatter(unpack(tree, whole), slots), out_shardings=train.by_net(mesh))
 
   checkpoints = Checkpoints(workdir / 'checkpoints', config.checkpoints_kept)
   done = 0
@@ -168,27 +205,32 @@ def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: h
     done, states = found[0], scatter(found[1])
     say(f'goes on from step {done:,}.')
   metrics = workdirs.Metrics(workdir, done) if jax.process_index() == 0 else None
-  before = metrics.last.get('seconds', 0.0) if metrics else 0.0
-  progress = Progress(config.steps, done, sum(len(s.place) for s in slots), before)
+  before = metrics.last if metrics else {}
+  progress = Progress(config.steps, done, sum(len(s.place) for s in slots), before.get('seconds', 0.0))
+  names = [group_name(g, config) for g in groups]
+  begun = before.get('operations', {})
+  spent = np.array([begun.get(name, [0.0] * len(slot.place)) for name, slot in zip(names, slots, strict=True)])
 
-  def note(step, losses):
-    losses = np.stack(train.gather(to_host(losses), slots))
+  def note(step, taken, tallies):
+    tallies = train.gather(to_host(tallies), slots)
+    losses = np.stack([tally.loss for tally in tallies])
+    spent[:] += [train.operations(costs, taken, tally) for tally in tallies]
     if metrics:
-      names = [group_name(g, config) for g in groups]
       # A network that has diverged: JSON has no NaN, and TensorBoard's writer complains of it.
       listed = [[x if np.isfinite(x) else None for x in row] for row in losses.tolist()]
       tags = ['train_loss/' + name.replace('=', '_').replace(' ', '/') for name in names]
-      metrics.write(step, {'seconds': round(progress.seconds, 3), 'train_loss': dict(zip(names, listed, strict=True))},
+      metrics.write(step, {'seconds': round(progress.seconds, 3), 'train_loss': dict(zip(names, listed, strict=True)),
+                           'operations': dict(zip(names, spent.tolist(), strict=True))},
                     {tag: float(x) for tag, x in zip(tags, losses.mean(axis=1), strict=True) if np.isfinite(x)})
     progress.show(step, losses)
 
   pending = None
   for number, first, last in epochs(done, config.steps, steps_per_epoch):
-    states, losses = epoch(states, nets, counts, data, number, first, last)
+    states, tallies = epoch(states, nets, counts, data, number, first, last)
     if pending:
       note(*pending)   # the device works on the next epoch meanwhile
     step = number * steps_per_epoch + last
-    pending = step, losses
+    pending = step, last - first, tallies
     if (last == steps_per_epoch and (number + 1) % config.checkpoint_epochs == 0) or step == config.steps:
       note(*pending)   # metrics first: a checkpoint stands for all that came before it
       pending = None
@@ -197,7 +239,16 @@ def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: h
   checkpoints.close()
   if metrics:
     metrics.close()
-  return states, progress.seconds
+  return states, spent, progress.seconds
+
+
+def shares_of_dense(steps: int, costs: flops.Costs, spent: np.ndarray,
+                    outcome: Sequence[dict[str, Any]]) -> list[dict[str, list[float]]]:
+  """What a forward pass, and the training, of each network take of the operations of a dense one: [K] for each group."""
+  forward, training = flops.forward(costs), steps * flops.training_step(costs)
+  return [{'forward_operations': [flops.forward(costs, at) / forward for at in found['densities']],
+           'training_operations': [round(x / training, 9) for x in one.tolist()]}
+          for one, found in zip(spent, outcome, strict=True)]
 
 
 def epochs(done: int, steps: int, steps_per_epoch: int) -> Iterator[tuple[int, int, int]]:
@@ -272,36 +323,49 @@ def evaluate_groups(config, groups, net, model: Model, theta0, slots, states, da
     return evaluate.layer_counts(shapes, densities, model.output_layer, prune.output_factor)
   counts = jax.tree.map(lambda *k: np.array(k, np.int32), *counts_of(prune.densities))
   figure_counts = counts_of([prune.figure_density])[0]
-  program = evaluate.make_evaluate(net, prune.scopes, mesh)
+  programs = {scopes: evaluate.make_evaluate(net, scopes, mesh) for scopes in (tuple(prune.scopes), (evaluate.TRAINED,))}
   by_place = jax.jit(lambda tree, index: jax.tree.map(lambda x: x[index], tree), out_shardings=train.by_net(mesh))
+  rows = np.random.default_rng(0).choice(len(data['train'].labels), (prune.recalibration_batches, config.batch_size))
+  batches = jax.jit(lambda images, rows: images[rows], out_shardings=train.replicated(mesh))(data['train'].images, rows)
 
-  def one_net(theta0, theta, at):
-    before, after = (jax.tree.map(lambda x: x[at], tree) for tree in (theta0, theta))
-    return before, after, evaluate.select(after, figure_counts, 'layer')
+  def one_net(theta0, theta, trained, at):
+    before, after, mask = (jax.tree.map(lambda x: x[at], tree) for tree in (theta0, theta, trained))
+    return before, after, evaluate.select(after, figure_counts, 'layer') if mask is None else mask
   shown = jax.jit(one_net, out_shardings=train.replicated(mesh))
 
   outcome = []
   for i, (group, slot, state) in enumerate(zip(groups, slots, states, strict=True)):
     before, after = by_place(theta0, slot.source), jax.jit(group.reparam.weights, out_shardings=train.by_net(mesh))(state.phi)
-    measured = program(before, after, slot.number, counts, figure_counts, data['validation'], data['test'])
-    theta_before, theta_after, survivors = to_host(shown(before, after, slot.place[0]))
+    trained = state.opt_state.masks.forward if group.sparse else None
+    scopes = scopes_of(group, config)
+    measured = programs[scopes](before, after, state.net_state, trained, slot.number, counts, figure_counts, batches,
+                                data['validation'], data['test'])
+    theta_before, theta_after, survivors = to_host(shown(before, after, trained, slot.place[0]))
     outcome.append({'evaluation': train.gather([to_host(measured)], [slot])[0],
                     'sample': evaluate.sample_weights(theta_before, theta_after, survivors, prune.sampled_weights),
+                    'densities': train.final_densities(group, to_host(train.gather([state], [slot])[0])),
                     'weights': sum(x.size for x in jax.tree.leaves(survivors))})
     say(f'evaluated group {i + 1}/{len(groups)}: {group_name(group, config)}')
   return outcome
 
 
-def workdir_files(workdir: pathlib.Path, config, groups, nets, sizes, outcome) -> None:
+def scopes_of(group: train.Group, config: ml_collections.ConfigDict) -> tuple[str, ...]:
+  """How the networks of a group are pruned after training; those that are sparse already are not."""
+  return (evaluate.TRAINED,) if group.sparse else tuple(config.prune.scopes)
+
+
+def workdir_files(workdir: pathlib.Path, config, groups, nets, sizes, outcome, shares_of_dense) -> None:
   """results.csv, overlap.csv, statistics.csv and weights.npz: everything that the report is made of."""
   results, overlap, statistics = [], [], []
-  for group, found in zip(groups, outcome, strict=True):
+  for group, found, cost in zip(groups, outcome, shares_of_dense, strict=True):
     e = found['evaluation']
     for k, (seed, rate) in enumerate(zip(nets.seed.tolist(), nets.learning_rate, strict=True)):
       axes = {'alpha': float(group.axes['alpha']), 'seed': seed, 'learning_rate': float(str(rate)),
-              **{axis: group.axes[axis] for axis in STATIC_AXES}}
-      statistics.append(axes | {name: float(v[k]) for name, v in e.statistics.items()})
-      for (s, scope), (d, density) in itertools.product(enumerate(config.prune.scopes), enumerate(config.prune.densities)):
+              **{axis: group.axes[axis] for axis in (*STATIC_AXES, 'sparsity')}}
+      statistics.append(axes | {name: float(v[k]) for name, v in e.statistics.items()}
+                        | {name: v[k] for name, v in cost.items()})
+      densities = [float(e.kept[k, 0, 0]) / found['weights']] if group.sparse else config.prune.densities
+      for (s, scope), (d, density) in itertools.product(enumerate(scopes_of(group, config)), enumerate(densities)):
         row = axes | {'scope': scope, 'density': density}
         # A network of NaN puts all images into one class; its tenth of hits would pass for an accuracy.
         shares = {'validation_accuracy': int(e.validation[k, s, d]) / sizes['validation'],

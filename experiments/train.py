@@ -10,21 +10,29 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+import powerprop
+from powerprop import flops
 from powerprop.reparam import Reparam, Tree
 
 NETS = 'nets'   # the one mesh axis: the networks of a group are dealt out to the devices
+MASKS = 2       # the stream of random masks; 0, 1 and 3 are initialisation, batches and augmentation
+SCORED = 4      # batches on which masks are scored at the start
 
 
 class TrainState(NamedTuple):
   phi: Tree
   opt_state: Any
+  net_state: Tree   # running averages of BatchNorm; empty for networks without it
 
 
 class Group(NamedTuple):
   """Networks that share a program: what is static in training."""
-  axes: dict[str, Any]                                          # alpha, optimizer, update, biases
+  axes: dict[str, Any]                                          # alpha, optimizer, update, biases, algorithm, sparsity
   reparam: Reparam
-  optimizer: Callable[[Any], optax.GradientTransformation]      # learning rate → chain in its wrapper
+  optimizer: Callable[..., optax.GradientTransformation]        # (learning rate, key, masks at the start) → chain in its wrappers
+  sparse: bool = False                                          # is there a `sparsify` in the chain?
+  dense_gradient: Callable[[Any], Any] = lambda step: False     # does the algorithm look at the gradient of all weights now?
+  first_masks: Callable[..., Tree] | None = None                # (loss, network, θ, batches) → masks, scored at the start
 
 
 class Nets(NamedTuple):
@@ -41,94 +49,184 @@ class Slots(NamedTuple):
   source: np.ndarray           # int32 [n·S]: which network is at each place
 
 
+class Tally(NamedTuple):
+  """Means over the steps of a part of an epoch: float32."""
+  loss: jax.Array
+  forward: Tree           # density of what the network sees; None for leaves that are never masked; () for dense training
+  backward: Tree          # density of what the optimiser moves
+  dense_gradient: jax.Array    # share of steps whose gradient is wanted at all weights
+
+
 class Batches(NamedTuple):
   """A data set: images uint8 [N, H, W, C] and labels int32 [N]."""
   images: jax.Array | np.ndarray
   labels: jax.Array | np.ndarray
 
 
-def train_step(loss_fn: Callable[..., jax.Array], reparam: Reparam, tx: optax.GradientTransformation, state: TrainState,
+def train_step(loss_fn: Callable[..., Any], group: Group, tx: optax.GradientTransformation, state: TrainState, step: Any,
                images: jax.Array, labels: jax.Array) -> tuple[TrainState, jax.Array]:
-  """One step of one network: images uint8 [B, H, W, C], labels int32 [B] → state and loss before the step."""
-  theta = reparam.weights(state.phi)
-  loss, grads = jax.value_and_grad(loss_fn)(theta, images.astype(jnp.float32) / 255, labels)
-  updates, opt_state = tx.update(grads, state.opt_state, state.phi)
-  return TrainState(optax.apply_updates(state.phi, updates), opt_state), loss
+  """One step of one network: images float [B, H, W, C] in [0, 1], labels int32 [B] → state and loss before the step.
+
+  `step`: updates applied before this one; where it is not mapped over networks, an update of masks stays a branch.
+  """
+  theta = seen(group, state)
+  (loss, net_state), grads = jax.value_and_grad(loss_fn, has_aux=True)(theta, state.net_state, images, labels)
+  updates, opt_state = tx.update(grads, state.opt_state, state.phi, step=step)
+  return TrainState(optax.apply_updates(state.phi, updates), opt_state, net_state), loss
 
 
-def make_loss(net: hk.Transformed) -> Callable[..., jax.Array]:
-  """(θ, images [B, H, W, C] in [0, 1], labels [B]) → mean cross-entropy."""
-  def loss_fn(theta, images, labels):
-    logits = net.apply(theta, images)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+def seen(group: Group, state: TrainState) -> Tree:
+  """θ as the network sees it: masked, where the algorithm masks."""
+  theta = group.reparam.weights(state.phi)
+  return powerprop.masked(state.opt_state, theta) if group.sparse else theta
+
+
+def make_loss(net: hk.TransformedWithState) -> Callable[..., Any]:
+  """(θ, state of the network, images [B, H, W, C] in [0, 1], labels [B]) → mean cross-entropy, new state."""
+  def loss_fn(theta, net_state, images, labels):
+    logits, net_state = net.apply(theta, net_state, None, images, True)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), net_state
   return loss_fn
 
 
-def make_weights(net: hk.Transformed, image_shape: tuple[int, ...], mesh: Mesh) -> Callable[[np.ndarray], Tree]:
-  """Seeds [K] → initial weights θ0, leaves [K, ...] on every device. They depend on the seed alone: alike in every group."""
+def make_weights(net: hk.TransformedWithState, image_shape: tuple[int, ...],
+                 mesh: Mesh) -> Callable[[np.ndarray], tuple[Tree, Tree]]:
+  """Seeds [K] → initial weights θ0 and state of the network, leaves [K, ...] on every device. They depend on the seed alone:
+  alike in every group."""
   def one(seed):
-    return net.init(init_key(seed), jnp.zeros((1, *image_shape)))
+    return net.init(init_key(seed), jnp.zeros((1, *image_shape)), True)
   return jax.jit(jax.vmap(one), out_shardings=replicated(mesh))
 
 
-def make_init(groups: Sequence[Group], slots: Sequence[Slots], mesh: Mesh) -> Callable[[Tree], list[TrainState]]:
-  """θ0 by network → states of each group by place, leaves [n·S, ...]."""
-  def one(group, theta, learning_rate):
+def make_init(groups: Sequence[Group], slots: Sequence[Slots], net: hk.TransformedWithState, batch_size: int,
+              mesh: Mesh) -> Callable[..., list[TrainState]]:
+  """The program (θ0, network states, data) by network → states of each group by place, leaves [n·S, ...]."""
+  loss_fn = make_loss(net)
+
+  def one(group, data, theta, net_state, seed, learning_rate):
+    def loss(theta, batch):   # batch statistics, as at the first step of training
+      return loss_fn(theta, net_state, *batch)[0]
+    def network(theta, images):
+      return net.apply(theta, net_state, None, images, False)[0]
+    first = None
+    if group.first_masks:
+      scored = SCORED, min(batch_size, data.labels.size // SCORED)
+      pick = jax.random.choice(stream(seed, MASKS), data.labels.size, scored, False)
+      first = group.first_masks(loss, network, theta, (pixels(data.images[pick]), data.labels[pick]))
     phi = group.reparam.inverse(theta)
-    return TrainState(phi, group.optimizer(learning_rate).init(phi))
-  def init(theta0):
-    return [jax.vmap(lambda t, r, g=group: one(g, t, r))(jax.tree.map(lambda x, s=s: x[s.source], theta0), s.nets.learning_rate)
-            for group, s in zip(groups, slots, strict=True)]
+    return TrainState(phi, group.optimizer(learning_rate, stream(seed, MASKS), first).init(phi), net_state)
+
+  def init(theta0, net_states, data):
+    out = []
+    for group, slot in zip(groups, slots, strict=True):
+      theta, net_state = jax.tree.map(lambda x, s=slot: x[s.source], (theta0, net_states))
+      out.append(jax.vmap(functools.partial(one, group, data))(theta, net_state, *slot.nets))
+    return out
   return jax.jit(init, out_shardings=by_net(mesh))
 
 
+def stream(seed: Any, which: int) -> jax.Array:
+  """A key for one purpose: streams of different purposes are independent."""
+  return jax.random.fold_in(jax.random.key(seed), which)
+
+
 def init_key(seed: Any) -> jax.Array:
-  return jax.random.fold_in(jax.random.key(seed), 0)
+  return stream(seed, 0)
 
 
 def batches_key(seed: Any, epoch: Any) -> jax.Array:
-  return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
+  return jax.random.fold_in(stream(seed, 1), epoch)
 
 
-def make_epoch(groups: Sequence[Group], net: hk.Transformed, batch_size: int, mesh: Mesh,
+def augment_key(seed: Any, step: Any) -> jax.Array:
+  return jax.random.fold_in(stream(seed, 3), step)
+
+
+def pixels(images: jax.Array) -> jax.Array:
+  """uint8 → float32 in [0, 1]."""
+  return images.astype(jnp.float32) / 255
+
+
+def make_epoch(groups: Sequence[Group], net: hk.TransformedWithState, batch_size: int, mesh: Mesh,
+               augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
                batched: bool | None = None) -> Callable[..., Any]:
-  """The program (states, slots, data, epoch, first, last) → (states, losses): steps first ≤ t < last of an epoch.
+  """The program (states, slots, data, epoch, first, last) → (states, tallies): steps first ≤ t < last of an epoch.
 
   Batch t of an epoch is the t-th slice of a permutation that depends on seed and epoch only, so all groups see the same
   batches, and a run may stop after any epoch and go on bit-identically. The bounds are traced: one compilation. The states are
-  donated. Losses are means over the steps taken, [n·S] for each group.
+  donated. A tally is a mean over the steps taken, leaves [n·S] for each group.
 
   A GPU or TPU trains the networks of a group side by side, as one batched network; a CPU core is filled by one network already,
-  trains one after another, and skips the repetitions. `batched` chooses by hand.
+  trains one after another, and skips the repetitions. `batched` chooses by hand. `augment`: (key, images uint8) → images.
   """
   loss_fn = make_loss(net)
   if batched is None:
     batched = mesh.devices.flat[0].platform != 'cpu'
 
   def one_net(group, data, number, first, last, state, seed, learning_rate):
-    tx = group.optimizer(learning_rate)
+    tx = group.optimizer(learning_rate, stream(seed, MASKS), None)
     order = jax.random.permutation(batches_key(seed, number), data.labels.size)
+    before = number * (data.labels.size // batch_size)   # steps of the epochs before
 
     def step(t, carry):
       state, total = carry
       pick = jax.lax.dynamic_slice_in_dim(order, t * batch_size, batch_size)
-      state, loss = train_step(loss_fn, group.reparam, tx, state, data.images[pick], data.labels[pick])
-      return state, total + loss
+      images = data.images[pick] if augment is None else augment(augment_key(seed, before + t), data.images[pick])
+      now = tally(group, state, before + t)
+      state, loss = train_step(loss_fn, group, tx, state, before + t, pixels(images), data.labels[pick])
+      return state, jax.tree.map(jnp.add, total, now._replace(loss=loss))
 
-    state, total = jax.lax.fori_loop(first, last, step, (state, jnp.float32(0)))
-    return state, total / (last - first)
+    zeros = jax.tree.map(jnp.zeros_like, tally(group, state, before))
+    state, total = jax.lax.fori_loop(first, last, step, (state, zeros))
+    return state, jax.tree.map(lambda x: x / (last - first), total)
 
   def epoch(states, nets, counts, data, number, first, last):
     out = []
     for group, state, n, count in zip(groups, states, nets, counts, strict=True):
       train = functools.partial(one_net, group, data, number, first, last)
       out.append(jax.vmap(train)(state, *n) if batched else each(train, count[0], state, *n))
-    return [state for state, _ in out], [loss for _, loss in out]
+    return [state for state, _ in out], [tallies for _, tallies in out]
 
   mapped, whole = PartitionSpec(NETS), PartitionSpec()
   # Networks never talk to each other, so each device runs its own; nothing is left for a partitioner to decide.
   return jax.jit(jax.shard_map(epoch, mesh=mesh, in_specs=(mapped, mapped, mapped, whole, whole, whole, whole),
                                out_specs=mapped, check_vma=False), donate_argnums=0)
+
+
+def tally(group: Group, state: TrainState, step: Any) -> Tally:
+  """Of the step to come; without its loss."""
+  zero = jnp.float32(0)
+  if not group.sparse:
+    return Tally(zero, (), (), zero)
+  def densities(kept, masks):
+    return jax.tree.map(lambda k, m: k.astype(jnp.float32) / m.size, kept, masks)
+  kept, masks = state.opt_state.kept, state.opt_state.masks
+  return Tally(zero, densities(kept.forward, masks.forward), densities(kept.backward, masks.backward),
+               jnp.asarray(group.dense_gradient(step + 1), jnp.float32))
+
+
+def count_operations(net: hk.TransformedWithState, theta: Tree, net_state: Tree, images: tuple[int, ...]) -> flops.Costs:
+  """Operations of one forward pass of a batch [B, H, W, C]. `theta` and `net_state` are those of several networks."""
+  theta, net_state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (theta, net_state))
+  batch = jax.ShapeDtypeStruct(images, jnp.float32)
+  return flops.count(lambda p, s, x: net.apply(p, s, None, x, True)[0], theta, net_state, batch)
+
+
+def operations(costs: flops.Costs, steps: int, tally: Tally) -> list[float]:
+  """Of each network [K] in so many steps of such means."""
+  def one(k):
+    at, moved = (jax.tree.map(lambda x: min(1.0, float(x[k])), tree) for tree in (tally.forward, tally.backward))
+    return flops.training(costs, [flops.Phase(steps, at, moved or None, float(tally.dense_gradient[k]))])
+  return [one(k) for k in range(len(tally.loss))]
+
+
+def final_densities(group: Group, states: TrainState) -> list[Tree]:
+  """Of each network [K] the density of what it sees, by leaf; of a dense one nothing."""
+  nets = len(jax.tree.leaves(states.phi)[0])
+  if not group.sparse:
+    return [{}] * nets
+  kept, masks = states.opt_state.kept.forward, states.opt_state.masks.forward
+  return [jax.tree.map(lambda n, m, k=k: float(n[k]) / (m.size // nets), kept, masks) for k in range(nets)]
 
 
 def each(f: Callable[..., Tree], count: jax.Array, *xs: Tree) -> Tree:

@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from powerprop.masks import apply, is_none
-from powerprop.reparam import Reparam, Tree, leaf_name, powerpropagation
+from powerprop.masks import apply, counts, is_none
+from powerprop.reparam import Reparam, Tree, leaf_name, powerpropagation, psi_inverse
 from powerprop.thresholds import check_structure
 from powerprop.transforms import Outermost
 
 
 class Masks(NamedTuple):
   """Trees of bool like the parameters; None where a leaf is never masked."""
-  forward: Tree     # True: the network sees the weight
-  backward: Tree    # True: the optimiser may change it; holds `forward`
+  forward: Tree          # True: the network sees the weight
+  backward: Tree = ()    # True: the optimiser may change it; holds `forward`. (): the same tree, stored once
 
 
 class SparsityUpdater(NamedTuple):
@@ -39,11 +39,13 @@ class SparsityUpdater(NamedTuple):
   keeps: bool = False                          # masked weights keep their stored value; else they are exactly 0
   observe: Callable[[Any, Any, Tree], Any] | None = None   # (step, memory, gradients) → memory, at every step
   shape: Callable[[Masks, Tree, Tree], Tree] | None = None   # (masks, θ, gradients) → gradients that the optimiser gets
+  dense_gradient: Callable[[Any], Any] = lambda step: False   # step → is the gradient at masked weights wanted? For `flops`
 
 
 class SparsifyState(NamedTuple):
   step: jax.Array       # int32: updates applied
   masks: Masks
+  kept: Masks           # int32 scalars: how many weights of each leaf the masks keep
   memory: Any           # the updater's own arrays
   inner: Any
 
@@ -84,9 +86,10 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
   def init(params: Tree) -> SparsifyState:
     step = jnp.zeros([], jnp.int32)
     if not jax.tree.leaves(params):   # optax's own placeholders
-      return SparsifyState(step, Masks(params, params), (), inner.init(params))
+      return SparsifyState(step, Masks(params), Masks(params), (), inner.init(params))
     masks, memory = updater.init(_maskable(reparam, params), key)
-    return SparsifyState(step, masks, memory, inner.init(params if updater.keeps else apply(masks.forward, params)))
+    seen = params if updater.keeps else apply(masks.forward, params)
+    return SparsifyState(step, masks, count_kept(masks), memory, inner.init(seen))
 
   def update(updates: Tree, state: SparsifyState, params: Tree = None, *, step: Any = None,
              **extra_args: Any) -> tuple[Tree, SparsifyState]:
@@ -97,27 +100,28 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
     # What is masked is 0 already, but for the first update.
     seen = params if updater.keeps else apply(masks.forward, params)
     shaped = grads if updater.shape is None else updater.shape(masks, reparam.weights(params), grads)
-    u, inner_state = inner.update(apply(masks.backward, shaped), state.inner, seen, **extra_args)
+    u, inner_state = inner.update(apply(trained(masks), shaped), state.inner, seen, **extra_args)
     u = _still(masks, u, params, updater.keeps)
     n = (state.step if step is None else jnp.asarray(step, jnp.int32)) + 1
     memory = state.memory if updater.observe is None else updater.observe(n, state.memory, grads)
 
-    def change(u: Tree, masks: Masks, memory: Any, inner_state: Any) -> Any:
+    def change(masks: Masks, kept: Masks, memory: Any, places: Tree) -> Any:
       theta = reparam.weights(optax.apply_updates(seen, u))
       new, memory = updater.update(n, masks, memory, theta, grads)
       if not updater.keeps:
-        back = _map(lambda now, old: now & ~old, new.forward, masks.forward)
-        u = _enter(reparam, entry, back, new.forward, theta, grads, params, u)
-        u = _still(new, u, params, keeps=False)
-      changed = _map(lambda now, old: now ^ old, new.backward, masks.backward)
-      return u, new, memory, _restart(inner, inner_state, changed)
+        places = _places(reparam, entry, masks.forward, new.forward, theta)
+      return new, count_kept(new), memory, places
 
-    now = updater.due(n)
-    if now is True:
-      u, masks, memory, inner_state = change(u, masks, memory, inner_state)
-    elif now is not False:
-      u, masks, memory, inner_state = lax.cond(now, change, lambda *same: same, u, masks, memory, inner_state)
-    return u, SparsifyState(state.step + 1, masks, memory, inner_state)
+    # Only what a change of masks makes goes through the branch: it costs a copy, at every step.
+    now, parts = updater.due(n), (masks, state.kept, memory, jax.tree.map(lambda x: jnp.zeros([], x.dtype), params))
+    if now is not False:
+      parts = change(*parts) if now is True else lax.cond(now, change, lambda *same: same, *parts)
+    new, kept, memory, places = parts
+    if now is not False:
+      if not updater.keeps:
+        u = _still(new, _enter(masks.forward, new.forward, places, grads, params, u), params, keeps=False)
+      inner_state = _restart(inner, inner_state, _map(lambda a, b: a ^ b, trained(new), trained(masks)))
+    return u, SparsifyState(state.step + 1, new, kept, memory, inner_state)
 
   return Outermost(init, update)
 
@@ -133,7 +137,7 @@ def masked(opt_state: Any, params: Tree, which: str = 'forward') -> Tree:
   """
   by_name: dict[str, jax.Array] = {}
   for state in _states(opt_state):
-    for path, mask in jax.tree_util.tree_leaves_with_path(getattr(state.masks, which)):
+    for path, mask in jax.tree_util.tree_leaves_with_path(trained(state.masks) if which == 'backward' else state.masks.forward):
       by_name[leaf_name(path)] = mask
   paths = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
   if strange := sorted(by_name.keys() - set(paths)):
@@ -145,6 +149,7 @@ def masked(opt_state: Any, params: Tree, which: str = 'forward') -> Tree:
 def with_masks(opt_state: Any, masks: Masks) -> Any:
   """`opt_state` with other masks in its one `sparsify`: from a sparse checkpoint, say. Same shapes, nothing is compiled anew.
 
+  `masks` has a backward tree where that of the state has one: with Top-KAST, for example.
   Raises: ValueError when there is not exactly one, or for masks of another structure.
   """
   states = _states(opt_state)
@@ -152,8 +157,18 @@ def with_masks(opt_state: Any, masks: Masks) -> Any:
     raise ValueError(f'with_masks wants one sparsify in the state, got {len(states)}.')
   for name, tree, old in zip(Masks._fields, masks, states[0].masks, strict=True):
     check_structure(f'the {name} masks', tree, 'those of the state', old, is_leaf=is_none)
-  return jax.tree.map(lambda x: x._replace(masks=masks) if isinstance(x, SparsifyState) else x, opt_state,
-                      is_leaf=lambda x: isinstance(x, SparsifyState))
+  return jax.tree.map(lambda x: x._replace(masks=masks, kept=count_kept(masks)) if isinstance(x, SparsifyState) else x,
+                      opt_state, is_leaf=lambda x: isinstance(x, SparsifyState))
+
+
+def trained(masks: Masks) -> Tree:
+  """The backward masks: what the optimiser may change."""
+  return masks.forward if isinstance(masks.backward, tuple) and not masks.backward else masks.backward
+
+
+def count_kept(masks: Masks) -> Masks:
+  """How many weights each leaf keeps: int32 scalars; None stays None."""
+  return Masks(counts(masks.forward), counts(masks.backward))
 
 
 def _states(opt_state: Any) -> list[SparsifyState]:
@@ -192,21 +207,24 @@ def _still(masks: Masks, u: Tree, params: Tree, keeps: bool) -> Tree:
       return jnp.where(mask, x, -jnp.zeros_like(x))
     wide = jnp.promote_types(x.dtype, p.dtype)   # p + (−p) is 0 where −p is exact
     return jnp.where(mask, x.astype(wide), -p.astype(wide))
-  return jax.tree.map(leaf, masks.backward if keeps else masks.forward, u, params, is_leaf=is_none)
+  return jax.tree.map(leaf, trained(masks) if keeps else masks.forward, u, params, is_leaf=is_none)
 
 
-def _enter(reparam: Reparam, entry: float, back: Tree, live: Tree, theta: Tree, grads: Tree, params: Tree, u: Tree) -> Tree:
-  """Updates that bring weights which come back to their place of entry."""
-  def place(alpha: float, b: Any, m: Any, x: jax.Array, g: jax.Array) -> jax.Array:
-    if b is None or alpha == 1:
-      return jnp.zeros_like(x)
-    smallest = jnp.min(jnp.where(m & ~b & (x != 0), jnp.abs(x), jnp.inf))
-    return jnp.where(jnp.isinf(smallest), 0, -jnp.where(g < 0, -1, 1) * entry * smallest).astype(x.dtype)
+def _places(reparam: Reparam, entry: float, old: Tree, new: Tree, theta: Tree) -> Tree:
+  """|φ| at which weights that come back start: a scalar for each leaf."""
+  def place(alpha: float, a: Any, b: Any, x: jax.Array) -> jax.Array:
+    if a is None or alpha == 1:
+      return jnp.zeros([], x.dtype)
+    smallest = jnp.min(jnp.where(a & b & (x != 0), jnp.abs(x), jnp.inf))
+    return psi_inverse(jnp.where(jnp.isinf(smallest), 0, entry * smallest).astype(x.dtype), alpha)
+  return jax.tree.map(place, reparam.alphas(theta), old, new, theta, is_leaf=is_none)
 
-  places = jax.tree.map(place, reparam.alphas(theta), back, live, theta, grads, is_leaf=is_none)
-  phi = reparam.inverse(places)
-  return jax.tree.map(lambda b, e, p, x: x if b is None else jnp.where(b, (e - p).astype(x.dtype), x), back, phi, params, u,
-                      is_leaf=is_none)
+
+def _enter(old: Tree, new: Tree, places: Tree, grads: Tree, params: Tree, u: Tree) -> Tree:
+  """Updates that bring weights which come back to their place, against the gradient."""
+  def leaf(a: Any, b: Any, place: jax.Array, g: jax.Array, p: jax.Array, x: jax.Array) -> jax.Array:
+    return x if a is None else jnp.where(b & ~a, jnp.where(g < 0, place, -place) - p, x).astype(x.dtype)
+  return jax.tree.map(leaf, old, new, places, grads, params, u, is_leaf=is_none)
 
 
 def _restart(inner: optax.GradientTransformation, state: Any, changed: Tree) -> Any:

@@ -23,7 +23,7 @@ def make_tree(seed, devices=8):
   rng = np.random.default_rng(seed)
   phi = {'linear': {'w': rng.normal(size=(3, 40, 5)).astype(np.float32), 'b': np.zeros((3, 5), np.float32)}}
   phi['linear']['w'][0, 0] = [0.0, -0.0, np.inf, np.nan, 1e-45]   # bits, not values
-  states = [train.TrainState(phi, jax.vmap(chain.init)(phi)) for chain in (optax.sgd(0.1), optax.adam(0.1))]
+  states = [train.TrainState(phi, jax.vmap(chain.init)(phi), {}) for chain in (optax.sgd(0.1), optax.adam(0.1))]
   return train.replicate(states, mesh_of(devices))
 
 

@@ -69,17 +69,17 @@ def test_a_config_can_be_run(which):
   assert load(*which).to_dict() == config.to_dict() and load(*which) is not config
 
   model = MODELS[config.model](10, config.bias_stddev)
-  net = hk.without_apply_rng(hk.transform(model.forward))
+  net = hk.transform_with_state(model.forward)
   images = jnp.zeros((config.batch_size, 28, 28, 1))
-  theta = jax.eval_shape(net.init, jax.random.key(0), images)
-  assert jax.eval_shape(net.apply, theta, images).shape == (config.batch_size, 10)
+  theta, state = jax.eval_shape(lambda key: net.init(key, images, True), jax.random.key(0))
+  assert jax.eval_shape(lambda p, s: net.apply(p, s, None, images, False)[0], theta, state).shape == (config.batch_size, 10)
   with warnings.catch_warnings():
     warnings.filterwarnings('ignore', 'alpha = . is above the range', UserWarning)   # the figure has 4 and 5
     groups, nets = supervised.make_groups(config), supervised.make_nets(config)
     assert len(groups) * len(nets.seed) == math.prod(len(values) for values in config.sweep.values())
     for group in groups:
       phi = jax.eval_shape(group.reparam.inverse, theta)
-      tx = group.optimizer(jnp.float32(0.1))
+      tx = group.optimizer(jnp.float32(0.1), jax.random.key(0), None)
       updates, _ = jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p), phi)
       assert jax.tree.map(lambda x: (x.shape, x.dtype), updates) == jax.tree.map(lambda x: (x.shape, x.dtype), theta)
 

@@ -9,7 +9,8 @@ from experiments import evaluate, train
 
 OUTPUT = 'mlp/~/linear_1/w'
 SHAPES = {'mlp/~/linear_0': {'w': (12, 20), 'b': (20,)}, OUTPUT[:-2]: {'w': (20, 4), 'b': (4,)}}
-NET = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([20, 4])(hk.Flatten()(x))))
+NET = hk.transform_with_state(lambda x, is_training: hk.nets.MLP([20, 4])(hk.Flatten()(x)))
+NONE = np.zeros((1, 1, 3, 4, 1), np.uint8)   # images to recalibrate with
 
 
 def make_params(k, seed=0):
@@ -97,7 +98,8 @@ def test_networks_of_a_group_as_in_numpy():
   mesh = jax.make_mesh((2,), (train.NETS,), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
   (slots,) = train.deal(train.Nets(seeds, np.ones(3, np.float32)), 1, 2)
   before, after = train.scatter([theta0, theta], [slots, slots])
-  found = evaluate.make_evaluate(NET, scopes, mesh)(before, after, slots.number, stacked, trees([24, 16]), validation, test)
+  found = evaluate.make_evaluate(NET, scopes, mesh)(before, after, {}, None, slots.number, stacked, trees([24, 16]), NONE,
+                                                     validation, test)
   (found,) = train.gather([jax.tree.map(np.asarray, found)], [slots])
 
   for k in range(3):
@@ -119,7 +121,7 @@ def test_networks_of_a_group_as_in_numpy():
 
 def test_hits_of_more_images_than_go_at_once():
   theta, data = jax.tree.map(lambda x: x[0], make_params(1)), make_data(2 * evaluate.IMAGES_AT_ONCE + 137, seed=5)
-  assert evaluate.hits(NET, theta, data) == numpy_hits(of_net(make_params(1), 0), data)
+  assert evaluate.hits(NET, theta, {}, data) == numpy_hits(of_net(make_params(1), 0), data)
 
 
 def two_layers(first, second, bias):
@@ -142,7 +144,8 @@ def test_select_by_layer_and_over_all_layers():
 def test_weight_statistics_by_hand():
   theta0 = two_layers(jnp.array([[.1, -.2, .3, -.4]]), jnp.array([[.1], [.2], [.3], [-.4]]), jnp.full(4, 50.))
   theta = two_layers(jnp.array([[3., .2, -2., -.1]]), jnp.array([[0.], [1.], [-5.], [-4.]]), jnp.full(4, -50.))
-  found = jax.jit(lambda *trees: evaluate.weight_statistics(*trees, two_layers(1, 3, None)))(theta0, theta)
+  survivors = evaluate.select(theta, two_layers(1, 3, None), 'layer')
+  found = jax.jit(evaluate.weight_statistics)(theta0, theta, survivors)
   # Of the eight weights survive 3 in the first layer, 1, −5 and −4 in the second. The signs of −.2 and .3 change, and of the
   # other .3; −5 survives.
   assert found['sign_flips'] == pytest.approx(3 / 8)

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from powerprop import backpropagation, masked, masks, powerpropagation, sparsify, target_propagation, with_masks
 from powerprop.distributions import erk, globally, uniform
-from powerprop.sparse import Masks, SparsifyState
+from powerprop.sparse import Masks, SparsifyState, trained
 from powerprop.updaters import UPDATERS, given, gradual, one_shot, rigl, set_, static, straight_through, top_kast
 
 KEY = jax.random.key(7)
@@ -163,7 +163,7 @@ def test_masked_weights_keep_every_bit_where_they_are_stored():
   phi0 = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(-0.0), THETA)
   tx = sparsify(optax.adamw(0.05, weight_decay=0.5), top_kast(0.8, 0.8, 100), powerpropagation(1.0))
   phi, state = train(tx, powerpropagation(1.0), phi0)
-  for before, after, mask in zip(weights(phi0), weights(phi), weights(state.masks.backward), strict=True):
+  for before, after, mask in zip(weights(phi0), weights(phi), weights(trained(state.masks)), strict=True):
     np.testing.assert_array_equal(np.asarray(before)[~mask].view(np.int32), np.asarray(after)[~mask].view(np.int32))
     assert (np.asarray(before)[mask] != np.asarray(after)[mask]).all()
 
@@ -177,7 +177,7 @@ def test_a_weight_that_comes_back(alpha, entry):
   tx = sparsify(target_propagation(optax.sgd(1.0, 0.9), reparam), rigl(0.5, 100, 1, drop_fraction=0.5), reparam, KEY, entry)
   phi, state = reparam.inverse(theta), tx.init(reparam.inverse(theta))
   first = {'l': {'w': jnp.array([[True] * 4 + [False] * 4])}}
-  state = with_masks(state, Masks(first, first))
+  state = with_masks(state, Masks(first))
   state = state._replace(inner=jax.tree.map(lambda x: jnp.full_like(x, 0.5), state.inner))   # moments as of a live network
   updates, state = tx.update(grads, state, phi)
   phi = optax.apply_updates(phi, updates)
@@ -264,7 +264,7 @@ def test_a_run_begun_with_the_masks_of_another():
   tx = sparsify(target_propagation(optax.adam(0.05), reparam), rigl(0.8, 10, 3, distribution=uniform), reparam, KEY)
   phi = reparam.inverse(THETA)
   fewer = jax.tree.map(lambda m: m & (jnp.arange(m.size).reshape(m.shape) % 2 == 0), GIVEN)
-  state = with_masks(tx.init(phi), Masks(fewer, fewer))
+  state = with_masks(tx.init(phi), Masks(fewer))
   equal(masked(state, phi)['a'], jax.tree.map(lambda x: x, masks.apply(fewer, phi)['a']))
   check(reparam, *train(tx, reparam, phi, STEPS, state), keeps=False)   # what was missing has grown
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from configs import base
 from experiments import data as datasets
-from experiments import supervised, train
+from experiments import evaluate, supervised, train
 from experiments.errors import UserError
 from experiments.models import MODELS
 
@@ -118,7 +118,7 @@ MISTAKES = [
   ('sweep.seed', (2**31,), 'config.sweep.seed must be a tuple of integers in [0, 2**31), got (2147483648,).'),
   ('sweep.learning_rate', (0,), 'config.sweep.learning_rate must be a tuple of positive numbers, got (0,).'),
   ('sweep.optimizer', ('sdg',),
-   "config.sweep.optimizer must be a tuple of some of ['adam', 'adamw', 'momentum', 'sgd'], got ('sdg',)."),
+   "config.sweep.optimizer must be a tuple of some of ['adam', 'adamw', 'momentum', 'momentum_decay', 'sgd'], got ('sdg',)."),
   ('sweep.update', ('naive',),
    "config.sweep.update must be a tuple of some of ['backpropagation', 'target_propagation'], got ('naive',)."),
   ('sweep.biases', ('none',), "config.sweep.biases must be a tuple of some of ['plain', 'reparameterised'], got ('none',)."),
@@ -129,8 +129,8 @@ MISTAKES = [
   ('prune.figure_density', 1.1, 'config.prune.figure_density must be a share in (0, 1], got 1.1.'),
   ('prune.output_factor', 0.0, 'config.prune.output_factor must be positive, got 0.0.'),
   ('prune.sampled_weights', 0, 'config.prune.sampled_weights must be positive, got 0.'),
-  ('prune.scopes', ('net',), "config.prune.scopes must be a tuple of 'layer', 'global' or both, got ('net',)."),
-  ('prune.scopes', (['layer'],), "config.prune.scopes must be a tuple of 'layer', 'global' or both, got (['layer'],)."),
+  ('prune.scopes', ('net',), 'config.prune.scopes must be a tuple of some of ' + str(list(evaluate.SCOPES)) + ", got ('net',)."),
+  ('prune.scopes', (['layer'],), 'config.prune.scopes must be a tuple of some of ' + str(list(evaluate.SCOPES)) + ", got (['layer'],)."),
   ('report', ('figure2',), "config.report must be a tuple of some of ['compare', 'figure1', 'learning_rate'], got ('figure2',)."),
 ]
 
@@ -174,7 +174,7 @@ def test_groups_are_the_product_of_what_changes_the_program():
   phi = groups[2].reparam.inverse(theta)
   ones = jax.tree.map(np.ones_like, theta)
   def step(group):
-    tx = group.optimizer(0.1)
+    tx = group.optimizer(0.1, None, None)
     return float(tx.update(ones, tx.init(phi), phi)[0]['linear']['w'][0, 0])
   phi['linear']['w'] = phi['linear']['w'] / 2   # slope 0.5
   assert step(groups[2]) == pytest.approx(-0.05, rel=1e-5) and step(groups[3]) == pytest.approx(-0.1, rel=1e-5)
@@ -249,9 +249,9 @@ def weights(finished):
 
 @pytest.fixture(scope='module')
 def initial_weights(compiled_once):
-  net = hk.without_apply_rng(hk.transform(tiny.mlp(tiny.CLASSES, 0.0).forward))
+  net = hk.transform_with_state(tiny.mlp(tiny.CLASSES, 0.0).forward)
   make = train.make_weights(net, (tiny.SIDE, tiny.SIDE, 1), train.make_mesh())
-  theta0 = jax.tree.map(np.asarray, make(np.array(SEEDS, np.int32)))
+  theta0, _ = jax.tree.map(np.asarray, make(np.array(SEEDS, np.int32)))
   return {seed: jax.tree.map(lambda x, k=k: x[k], theta0) for k, seed in enumerate(SEEDS)}
 
 
@@ -280,7 +280,8 @@ def test_results_are_those_of_the_weights_in_the_checkpoint(finished, weights, i
   assert len(results) == len(overlap) == len(wanted) == 72
   for row, other, (alpha, seed, rate, scope, density) in zip(results, overlap, wanted, strict=True):
     axes = {'alpha': str(alpha), 'seed': str(seed), 'learning_rate': str(rate), 'optimizer': 'sgd',
-            'update': 'target_propagation', 'biases': 'plain', 'scope': scope, 'density': str(density)}
+            'update': 'target_propagation', 'biases': 'plain', 'algorithm': 'dense',
+            'sparsity': '0.0', 'scope': scope, 'density': str(density)}
     theta = weights[alpha, (seed, rate)]
     masks, old = numpy_masks(theta, density, scope), numpy_masks(initial_weights[seed], density, scope)
     agree = np.concatenate([(a == b).ravel() for a, b in zip(masks, old, strict=True)])
@@ -327,7 +328,10 @@ def test_metrics_and_records(finished, data_dir):
   records = read_metrics(finished)
   assert [record['step'] for record in records] == [18, 36, 50]
   for record in records:
-    assert record.keys() == {'step', 'train_loss'} and record['train_loss'].keys() == {'alpha=1', 'alpha=2'}
+    assert record.keys() == {'step', 'train_loss', 'operations'}
+    assert record['train_loss'].keys() == record['operations'].keys() == {'alpha=1', 'alpha=2'}
+    # Dense training: three times a forward pass of a batch of 20, two operations for each of 1,380 weights.
+    assert record['operations']['alpha=2'] == [record['step'] * 3 * 20 * 2 * 1380] * 6
     assert np.shape(list(record['train_loss'].values())) == (2, 6)
   first, last = (np.array(list(records[i]['train_loss'].values())) for i in (0, -1))
   assert np.all(last < first) and np.all(first < 2.5)   # below log 10 soon

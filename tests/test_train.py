@@ -16,7 +16,7 @@ RATE = 0.1
 
 def make_group(alpha, update='target_propagation', biases='plain', chain=optax.sgd):
   reparam = powerprop.powerpropagation(alpha, BIASES[biases])
-  return train.Group({'alpha': alpha}, reparam, lambda rate: UPDATES[update](chain(rate), reparam))
+  return train.Group({'alpha': alpha}, reparam, lambda rate, key, first: UPDATES[update](chain(rate), reparam))
 
 
 def make_nets(seeds, rates=RATE):
@@ -29,7 +29,7 @@ def mesh_of(devices):
 
 
 def as_net(forward):
-  return hk.without_apply_rng(hk.transform(forward))
+  return hk.transform_with_state(forward)
 
 
 LENET = as_net(lenet_300_100(10, 0.0).forward)
@@ -58,15 +58,16 @@ class Run:
     self.slots = train.deal(nets, len(groups), devices)
     self.data = train.replicate(data, self.mesh)
     self.theta0 = make_theta0(nets.seed) if theta0 is None else theta0
-    self.init = train.make_init(groups, self.slots, self.mesh)
+    init = train.make_init(groups, self.slots, net, batch_size, self.mesh)
+    self.init = lambda theta0: init(theta0, {}, self.data)
     self.states = self.init(self.theta0)
-    self.program = train.make_epoch(groups, net, batch_size, self.mesh, batched)
+    self.program = train.make_epoch(groups, net, batch_size, self.mesh, batched=batched)
 
   def steps(self, epoch, first, last):
     """Trains; returns the losses of each group, [K]."""
-    self.states, losses = self.program(self.states, [s.nets for s in self.slots], [s.number for s in self.slots],
+    self.states, tallies = self.program(self.states, [s.nets for s in self.slots], [s.number for s in self.slots],
                                        self.data, epoch, first, last)
-    return train.gather(jax.tree.map(np.asarray, losses), self.slots)
+    return train.gather([np.asarray(tally.loss) for tally in tallies], self.slots)
 
   def phi(self):
     """φ of each group by network, leaves [K, ...]."""
@@ -146,17 +147,18 @@ def test_a_few_steps_as_in_numpy():
 def test_initial_weights():
   """Truncated normal of standard deviation 1/sqrt(fan-in), biases 0; they depend on the seed alone; Ψ(Ψ⁻¹(θ0)) = θ0."""
   make = train.make_weights(LENET, (28, 28, 1), mesh_of(8))
-  theta0 = jax.tree.map(np.asarray, make(np.array([0, 5], np.int32)))
+  theta0, net_state = jax.tree.map(np.asarray, make(np.array([0, 5], np.int32)))
+  assert not net_state
   for name, fan_in in (('mlp/~/linear_0', 784), ('mlp/~/linear_1', 300), ('mlp/~/linear_2', 100)):
     w = theta0[name]['w'].astype(np.float64)
     assert np.abs(w).max() <= 2 / np.sqrt(fan_in) * (1 + 1e-6)
     # A normal truncated at two deviations has a standard deviation of 0.8796 of the whole one; 5 sd of the estimate.
     assert abs(w.std() * np.sqrt(fan_in) - 0.8796) < 5 * 0.8796 / np.sqrt(2 * w.size)
     assert np.abs(w[0] - w[1]).max() > 0.5 / np.sqrt(fan_in) and not theta0[name]['b'].any()
-  jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[::-1]), make(np.array([5, 0], np.int32)), theta0)
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y[::-1]), make(np.array([5, 0], np.int32))[0], theta0)
   groups = [make_group(1), make_group(3.0)]
   slots = train.deal(make_nets([0, 5]), 2, 8)
-  plain, cubed = train.gather(train.make_init(groups, slots, mesh_of(8))(theta0), slots)
+  plain, cubed = train.gather(train.make_init(groups, slots, LENET, 12, mesh_of(8))(theta0, {}, make_images()), slots)
   jax.tree.map(np.testing.assert_array_equal, plain.phi, theta0)
   for name in LAYERS:
     np.testing.assert_allclose(np.asarray(cubed.phi[name]['w'], np.float64) ** 3, theta0[name]['w'], rtol=1e-6, atol=1e-30)
@@ -171,7 +173,7 @@ def visited(groups, seeds, slices, devices=1):
   """For each (epoch, first, last) of `slices`: for each group and network the set of images used."""
   data = train.Batches((255 * np.eye(ONE_HOT)).astype(np.uint8).reshape(ONE_HOT, ONE_HOT, 1, 1),
                        (np.arange(ONE_HOT) % 3).astype(np.int32))
-  net = as_net(lambda x: hk.Linear(3)(hk.Flatten()(x)))
+  net = as_net(lambda x, is_training: hk.Linear(3)(hk.Flatten()(x)))
   theta0 = make_theta0(seeds, {'linear': (ONE_HOT, 3)})
   run = Run(groups, make_nets(seeds), data, net, theta0, batch_size=7, devices=devices)
   out = []

@@ -36,14 +36,14 @@ def gradual(sparsity: Sparsity, start_step: int, end_step: int, every_steps: int
   def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
     weights, _ = budget(weights, sparsity, distribution, dense)
     mask = everything(weights)
-    return Masks(mask, mask), ()
+    return Masks(mask), ()
 
   def update(step: Any, masks: Masks, memory: Any, theta: Tree, grads: Tree) -> tuple[Masks, Any]:
     theta = under(masks.forward, theta)
     final = make_counts(theta, sparsity, distribution)
     now = targets(theta, final, cubic(step, start_step, end_step))
     mask = select(theta, now, isinstance(final, int), None if returns else masks.forward)
-    return Masks(mask, mask), memory
+    return Masks(mask), memory
 
   return SparsityUpdater(init, update, lambda step: due(step, start_step, end_step, every_steps), keeps=returns)
 
@@ -70,7 +70,8 @@ def straight_through(sparsity: Sparsity, distribution: Distribution = uniform, d
 
   def largest(theta: Tree) -> Masks:
     counts = make_counts(theta, sparsity, distribution)
-    return Masks(select(theta, counts, isinstance(counts, int)), everything(theta))
+    mask = select(theta, counts, isinstance(counts, int))
+    return Masks(mask, jax.tree.map(lambda m: None, mask))   # the optimiser may change all weights
 
   def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
     return largest(budget(weights, sparsity, distribution, dense)[0]), ()

@@ -24,7 +24,7 @@ def static(sparsity: Sparsity, distribution: Distribution = erk, dense: Sequence
   """
   def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
     mask = random_masks(weights, sparsity, distribution, dense, need_key(key, 'static'))
-    return Masks(mask, mask), ()
+    return Masks(mask), ()
   return SparsityUpdater(init, never, lambda step: False)
 
 
@@ -41,7 +41,7 @@ def given(mask: Tree) -> SparsityUpdater:
     for m, x in zip(jax.tree.leaves(mask, is_leaf=is_none), jax.tree.leaves(weights, is_leaf=is_none), strict=True):
       if m is not None and x is not None:
         check_mask(m, x)
-    return Masks(mask, mask), ()
+    return Masks(mask), ()
   return SparsityUpdater(init, never, lambda step: False)
 
 

@@ -61,7 +61,7 @@ def _exchange(name: str, grow: Grow, sparsity: Sparsity, end_step: int, every_st
   def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
     now, later = jax.random.split(need_key(key, name))
     mask = random_masks(weights, sparsity, distribution, dense, now)
-    return Masks(mask, mask), later
+    return Masks(mask), later
 
   def update(step: Any, masks: Masks, memory: Any, theta: Tree, grads: Tree) -> tuple[Masks, Any]:
     theta, grads = under(masks.forward, theta), under(masks.forward, grads)
@@ -75,9 +75,12 @@ def _exchange(name: str, grow: Grow, sparsity: Sparsity, end_step: int, every_st
     scores = grow(jax.random.fold_in(memory, step), grads)
     grown = select(scores, missing, together, jax.tree.map(jnp.logical_not, kept))
     mask = jax.tree.map(jnp.logical_or, kept, grown)
-    return Masks(mask, mask), memory
+    return Masks(mask), memory
 
-  return SparsityUpdater(init, update, lambda step: (step < end_step) & (step % every_steps == 0))
+  def due(step: Any) -> Any:
+    return (step < end_step) & (step % every_steps == 0)
+
+  return SparsityUpdater(init, update, due, dense_gradient=due if name == 'rigl' else lambda step: False)
 
 
 def top_kast(sparsity: Sparsity, backward_sparsity: Sparsity, every_steps: int = 1, end_step: int | None = None,

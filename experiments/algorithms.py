@@ -1,0 +1,84 @@
+"""Names in a config → what makes networks sparse while they train."""
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import ml_collections
+
+from powerprop import distributions, updaters
+from powerprop.distributions import Distribution
+from powerprop.reparam import Tree
+from powerprop.sparse import SparsityUpdater
+
+DISTRIBUTIONS: dict[str, Distribution] = {
+    'uniform': distributions.uniform, 'erk': distributions.erk, 'global': distributions.globally}
+
+
+def layers(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What every updater takes: which layers are made sparse, and how a sparsity is shared out among them."""
+  return {'distribution': DISTRIBUTIONS[config.sparse.distribution], 'dense': config.sparse.dense}
+
+
+def step_at(share: float, config: ml_collections.ConfigDict) -> int:
+  """The update at a share of the training: the last one at 1."""
+  return max(1, round(share * config.steps))
+
+
+def exchange(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """What updaters that exchange weights take."""
+  return layers(config) | {'end_step': step_at(config.sparse.end_share, config), 'every_steps': config.sparse.every_steps,
+                           'drop_fraction': config.sparse.drop_fraction}
+
+
+def gradual(sparsity: float, config: ml_collections.ConfigDict, **more: Any) -> SparsityUpdater:
+  start, end = (step_at(share, config) for share in (config.sparse.start_share, config.sparse.end_share))
+  return updaters.gradual(sparsity, start, end, config.sparse.every_steps, **layers(config), **more)
+
+
+def top_kast(sparsity: float, config: ml_collections.ConfigDict) -> SparsityUpdater:
+  wide = max(0.0, 1 - config.sparse.backward_factor * (1 - sparsity))
+  return updaters.top_kast(sparsity, wide, config.sparse.every_steps, step_at(config.sparse.end_share, config),
+                           config.sparse.decay, **layers(config))
+
+
+def granet(sparsity: float, config: ml_collections.ConfigDict) -> SparsityUpdater:
+  start, end = (step_at(share, config) for share in (config.sparse.start_share, config.sparse.end_share))
+  return updaters.granet(sparsity, start, end, config.sparse.every_steps, min(config.sparse.initial_sparsity, sparsity),
+                         config.sparse.drop_fraction, **layers(config))
+
+
+def ac_dc(sparsity: float, config: ml_collections.ConfigDict) -> SparsityUpdater:
+  phase = step_at(config.sparse.phase_share, config)
+  return updaters.ac_dc(sparsity, phase, phase, phase, step_at(config.sparse.end_share, config), **layers(config))
+
+
+# (sparsity, config) → updater; None: dense training, pruned afterwards.
+ALGORITHMS: dict[str, Callable[[float, ml_collections.ConfigDict], SparsityUpdater] | None] = {
+    'dense': None,
+    'static': lambda sparsity, config: updaters.static(sparsity, **layers(config)),
+    'snip': lambda sparsity, config: updaters.given(None),
+    'grasp': lambda sparsity, config: updaters.given(None),
+    'synflow': lambda sparsity, config: updaters.given(None),
+    'set': lambda sparsity, config: updaters.set_(sparsity, **exchange(config)),
+    'dsr': lambda sparsity, config: updaters.dsr(sparsity, **exchange(config)),
+    'snfs': lambda sparsity, config: updaters.snfs(sparsity, **exchange(config)),
+    'rigl': lambda sparsity, config: updaters.rigl(sparsity, **exchange(config)),
+    'top_kast': top_kast,
+    'granet': granet,
+    'ac_dc': ac_dc,
+    'straight_through': lambda sparsity, config: updaters.straight_through(
+        sparsity, every_steps=config.sparse.every_steps, **layers(config)),
+    'gradual': gradual,
+    'gradual_returns': lambda sparsity, config: gradual(sparsity, config, returns=True),
+    'one_shot': lambda sparsity, config: updaters.one_shot(sparsity, step_at(config.sparse.end_share, config), **layers(config)),
+}
+
+# (sparsity, config) → (loss of θ and a batch, network, θ, batches) → masks: for those that score weights before training.
+FIRST_MASKS: dict[str, Callable[..., Callable[..., Tree]]] = {
+    'snip': lambda sparsity, config: lambda loss, network, theta, batches: updaters.snip_masks(
+        loss, theta, batches, sparsity, **layers(config)),
+    'grasp': lambda sparsity, config: lambda loss, network, theta, batches: updaters.grasp_masks(
+        loss, theta, batches, sparsity, **layers(config)),
+    'synflow': lambda sparsity, config: lambda loss, network, theta, batches: updaters.synflow_masks(
+        network, theta, (1, *jax.tree.leaves(batches)[0].shape[2:]), sparsity, **layers(config)),
+}
