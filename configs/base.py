@@ -28,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.sweep.alpha = (1.0, 2.0, 3.0, 4.0, 5.0)    # powers of the reparameterisation
   config.sweep.seed = (0, 1, 2, 3, 4)               # of initialisation and batches
   config.sweep.learning_rate = (0.1,)
+  config.alpha_rates = ()               # learning rates of the powers in sweep.alpha, in place of the one in sweep.learning_rate
   config.sweep.optimizer = ('sgd',)                 # rows of OPTIMIZERS in experiments/optimizers.py
   config.sweep.update = ('target_propagation',)     # rows of UPDATES: target_propagation, backpropagation
   config.sweep.biases = ('plain',)                  # rows of BIASES in experiments/models.py: plain, reparameterised

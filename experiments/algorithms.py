@@ -73,12 +73,13 @@ ALGORITHMS: dict[str, Callable[[float, ml_collections.ConfigDict], SparsityUpdat
     'one_shot': lambda sparsity, config: updaters.one_shot(sparsity, step_at(config.sparse.end_share, config), **layers(config)),
 }
 
-# (sparsity, config) → (loss of θ and a batch, network, θ, batches) → masks: for those that score weights before training.
+# (sparsity, config) → (loss of θ and a batch, network, θ, batches) → masks: for those that score weights before training, over all
+# layers together, as their papers do.
 FIRST_MASKS: dict[str, Callable[..., Callable[..., Tree]]] = {
     'snip': lambda sparsity, config: lambda loss, network, theta, batches: updaters.snip_masks(
-        loss, theta, batches, sparsity, **layers(config)),
+        loss, theta, batches, sparsity, dense=config.sparse.dense),
     'grasp': lambda sparsity, config: lambda loss, network, theta, batches: updaters.grasp_masks(
-        loss, theta, batches, sparsity, **layers(config)),
+        loss, theta, batches, sparsity, dense=config.sparse.dense),
     'synflow': lambda sparsity, config: lambda loss, network, theta, batches: updaters.synflow_masks(
-        network, theta, (1, *jax.tree.leaves(batches)[0].shape[2:]), sparsity, **layers(config)),
+        network, theta, (1, *jax.tree.leaves(batches)[0].shape[2:]), sparsity, dense=config.sparse.dense),
 }

@@ -122,6 +122,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   need(all(type(s) is int and 0 <= s < 2**31 for s in config.sweep.seed), 'sweep.seed', 'a tuple of integers in [0, 2**31)')
   need(all(is_number(r) and 0 < r < float('inf') for r in config.sweep.learning_rate), 'sweep.learning_rate',
        'a tuple of positive numbers')
+  need(config.alpha_rates == () or (len(config.alpha_rates) == len(config.sweep.alpha) and len(config.sweep.learning_rate) == 1
+                                    and all(is_number(r) and 0 < r < float('inf') for r in config.alpha_rates)), 'alpha_rates',
+       '(), or a positive number for each of sweep.alpha and sweep.learning_rate a single one')
   for key in ('steps', 'batch_size', 'train_images', 'checkpoint_epochs', 'checkpoints_kept', 'prune.sampled_weights',
               'prune.recalibration_batches', 'sparse.every_steps'):
     need(value_of(key) > 0, key, 'positive')
@@ -161,7 +164,10 @@ def make_groups(config: ml_collections.ConfigDict) -> list[train.Group]:
 def make_group(config: ml_collections.ConfigDict, axes: dict[str, Any]) -> train.Group:
   reparam = powerprop.powerpropagation(axes['alpha'], BIASES[axes['biases']])
 
+  own = config.alpha_rates and config.alpha_rates[config.sweep.alpha.index(axes['alpha'])]
+
   def dense(rate):
+    rate = own or rate
     return UPDATES[axes['update']](OPTIMIZERS[axes['optimizer']](rate, config), reparam)
 
   make = ALGORITHMS[axes['algorithm']]
@@ -246,7 +252,10 @@ def shares_of_dense(steps: int, costs: flops.Costs, spent: np.ndarray,
                     outcome: Sequence[dict[str, Any]]) -> list[dict[str, list[float]]]:
   """What a forward pass, and the training, of each network take of the operations of a dense one: [K] for each group."""
   forward, training = flops.forward(costs), steps * flops.training_step(costs)
-  return [{'forward_operations': [flops.forward(costs, at) / forward for at in found['densities']],
+
+  def share(kept, k):
+    return flops.forward(costs, flops.densities(costs, jax.tree.map(lambda n: int(n[k]), kept)) if kept else {}) / forward
+  return [{'forward_operations': [share(found['kept'], k) for k in range(len(one))],
            'training_operations': [round(x / training, 9) for x in one.tolist()]}
           for one, found in zip(spent, outcome, strict=True)]
 
@@ -343,7 +352,7 @@ def evaluate_groups(config, groups, net, model: Model, theta0, slots, states, da
     theta_before, theta_after, survivors = to_host(shown(before, after, trained, slot.place[0]))
     outcome.append({'evaluation': train.gather([to_host(measured)], [slot])[0],
                     'sample': evaluate.sample_weights(theta_before, theta_after, survivors, prune.sampled_weights),
-                    'densities': train.final_densities(group, to_host(train.gather([state], [slot])[0])),
+                    'kept': to_host(train.gather([state.opt_state.kept.forward], [slot])[0]) if group.sparse else {},
                     'weights': sum(x.size for x in jax.tree.leaves(survivors))})
     say(f'evaluated group {i + 1}/{len(groups)}: {group_name(group, config)}')
   return outcome
@@ -360,7 +369,8 @@ def workdir_files(workdir: pathlib.Path, config, groups, nets, sizes, outcome, s
   for group, found, cost in zip(groups, outcome, shares_of_dense, strict=True):
     e = found['evaluation']
     for k, (seed, rate) in enumerate(zip(nets.seed.tolist(), nets.learning_rate, strict=True)):
-      axes = {'alpha': float(group.axes['alpha']), 'seed': seed, 'learning_rate': float(str(rate)),
+      own = config.alpha_rates and config.alpha_rates[config.sweep.alpha.index(group.axes['alpha'])]
+      axes = {'alpha': float(group.axes['alpha']), 'seed': seed, 'learning_rate': float(str(own or rate)),
               **{axis: group.axes[axis] for axis in (*STATIC_AXES, 'sparsity')}}
       statistics.append(axes | {name: float(v[k]) for name, v in e.statistics.items()}
                         | {name: v[k] for name, v in cost.items()})

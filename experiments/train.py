@@ -220,15 +220,6 @@ def operations(costs: flops.Costs, steps: int, tally: Tally) -> list[float]:
   return [one(k) for k in range(len(tally.loss))]
 
 
-def final_densities(group: Group, states: TrainState) -> list[Tree]:
-  """Of each network [K] the density of what it sees, by leaf; of a dense one nothing."""
-  nets = len(jax.tree.leaves(states.phi)[0])
-  if not group.sparse:
-    return [{}] * nets
-  kept, masks = states.opt_state.kept.forward, states.opt_state.masks.forward
-  return [jax.tree.map(lambda n, m, k=k: float(n[k]) / (m.size // nets), kept, masks) for k in range(nets)]
-
-
 def each(f: Callable[..., Tree], count: jax.Array, *xs: Tree) -> Tree:
   """`f` of the first `count` (traced) elements of `xs`, one after another; zeros for the rest. Conditions stay branches."""
   shape = jax.eval_shape(f, *jax.tree.map(lambda x: x[0], xs))

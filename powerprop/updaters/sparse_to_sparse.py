@@ -4,28 +4,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from powerprop.distributions import Distribution, Sparsity, erk, make_counts, uniform
 from powerprop.reparam import Tree
 from powerprop.schedules import check_steps, cosine
 from powerprop.sparse import Masks, SparsityUpdater
-from powerprop.updaters.common import budget, need_key, random_scores, select, under
+from powerprop.updaters.common import budget, check_share, exchange, need_key, random_scores, select, under
 from powerprop.updaters.fixed import random_masks
 
 Grow = Callable[[jax.Array, Tree], Tree]   # (key of this update, gradients) → scores
 
 
 def rigl(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fraction: float = 0.3,
-         distribution: Distribution = erk, dense: Sequence[str] = ()) -> SparsityUpdater:
+         distribution: Distribution = erk, dense: Sequence[str] = (), average_steps: int = 1) -> SparsityUpdater:
   """RigL: every ΔT updates drop the live weights of smallest |θ| and grow as many of largest dense |∂L/∂θ|.
 
     d_l = round(f(n) k_l),   f(n) = (f₀ / 2)(1 + cos(π n / end));   m ← top(|θ|, k_l − d_l, m) ∪ top(|g|, d_l, the rest)
 
   A weight that was dropped in the same update may be grown again; it then keeps its value.
 
-  Cost: that of the sparse network, and one dense gradient every ΔT. Drop score: |θ|; grow score: |∂L/∂θ|. Differs from the
-  paper: an update of the masks comes after a gradient step, not in its place, and θ is that after the step; where weights that
-  are grown start is said in `sparsify`.
+  Cost: that of the sparse network, and a dense gradient in `average_steps` of every ΔT updates. Drop score: |θ|; grow score:
+  |∂L/∂θ|. Differs from the paper: an update of the masks comes after a gradient step, not in its place, and θ is that after the
+  step; where weights that are grown start is said in `sparsify`.
 
   Args:
     sparsity: share of weights removed, or a mapping from patterns of leaf names to shares.
@@ -33,9 +34,18 @@ def rigl(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fractio
     every_steps: ΔT, in applied updates.
     drop_fraction: f₀ in (0, 1].
     distribution, dense: as for `gradual`.
+    average_steps: g is the mean gradient of so many updates before an exchange, that of the exchange included; at most ΔT. Above
+      1 it takes memory for a dense float32 copy of the weights, and a sum at each of these updates, none at the others. The
+      paper takes 1; several are for small batches.
+  Raises: ValueError for shares and numbers of steps out of their range.
   Source: Evci et al. 2020 (arXiv:1911.11134), section 3.
   """
-  return _exchange('rigl', lambda key, grads: grads, sparsity, end_step, every_steps, drop_fraction, distribution, dense)
+  check_steps(0, end_step, every_steps)
+  if type(average_steps) is not int or not 1 <= average_steps <= every_steps:
+    raise ValueError(f'average_steps must be an integer of at least 1 and at most every_steps={every_steps}, '
+                     f'got {average_steps!r}.')
+  plain = _exchange('rigl', lambda key, grads: grads, sparsity, end_step, every_steps, drop_fraction, distribution, dense)
+  return plain if average_steps == 1 else _averaging(plain, every_steps, end_step, average_steps)
 
 
 def set_(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fraction: float = 0.3,
@@ -55,8 +65,7 @@ def _exchange(name: str, grow: Grow, sparsity: Sparsity, end_step: int, every_st
               distribution: Distribution, dense: Sequence[str]) -> SparsityUpdater:
   """Drop by |θ|, grow by a score, as many, in every layer or over all layers together."""
   check_steps(0, end_step, every_steps)
-  if not 0 < drop_fraction <= 1:
-    raise ValueError(f'drop_fraction must lie in (0, 1], got {drop_fraction!r}.')
+  check_share('drop_fraction', drop_fraction)
 
   def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
     now, later = jax.random.split(need_key(key, name))
@@ -66,21 +75,40 @@ def _exchange(name: str, grow: Grow, sparsity: Sparsity, end_step: int, every_st
   def update(step: Any, masks: Masks, memory: Any, theta: Tree, grads: Tree) -> tuple[Masks, Any]:
     theta, grads = under(masks.forward, theta), under(masks.forward, grads)
     counts = make_counts(theta, sparsity, distribution)
-    together, fraction = isinstance(counts, int), cosine(step, end_step, drop_fraction)
-    drop = jax.tree.map(lambda k: jnp.round(fraction * k).astype(jnp.int32), counts)
-    kept = select(theta, jax.tree.map(lambda k, d: k - d, counts, drop), together, masks.forward)
-    # A mask from elsewhere may have fewer live weights than the budget: what is missing is grown.
-    live = jax.tree.map(lambda m: jnp.sum(m, dtype=jnp.int32), kept)
-    missing = counts - sum(jax.tree.leaves(live)) if together else jax.tree.map(lambda k, n: k - n, counts, live)
     scores = grow(jax.random.fold_in(memory, step), grads)
-    grown = select(scores, missing, together, jax.tree.map(jnp.logical_not, kept))
-    mask = jax.tree.map(jnp.logical_or, kept, grown)
+    mask = exchange(theta, scores, masks.forward, counts, isinstance(counts, int), cosine(step, end_step, drop_fraction))
     return Masks(mask), memory
 
   def due(step: Any) -> Any:
     return (step < end_step) & (step % every_steps == 0)
 
   return SparsityUpdater(init, update, due, dense_gradient=due if name == 'rigl' else lambda step: False)
+
+
+def _averaging(updater: SparsityUpdater, every_steps: int, end_step: int, average_steps: int) -> SparsityUpdater:
+  """`updater` that gets, in place of gradients, their mean over the last steps before it acts."""
+  def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
+    masks, memory = updater.init(weights, key)
+    return masks, (memory, jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.float32), masks.forward))
+
+  def observe(step: Any, memory: Any, grads: Tree) -> Any:
+    inner, mean = memory
+    left = -step % every_steps   # steps until masks change
+
+    def add(mean: Tree) -> Tree:
+      return jax.tree.map(lambda v, g: jnp.where(left == average_steps - 1, 0, v) + g.astype(jnp.float32) / average_steps,
+                          mean, under(mean, grads))
+    return inner, lax.cond(averages(step), add, lambda same: same, mean)
+
+  def averages(step: Any) -> Any:
+    return (-step % every_steps < average_steps) & (step < end_step)
+
+  def update(step: Any, masks: Masks, memory: Any, theta: Tree, grads: Tree) -> tuple[Masks, Any]:
+    inner, mean = memory
+    masks, inner = updater.update(step, masks, inner, theta, mean)   # None for leaves without a mask, which are not looked at
+    return masks, (inner, mean)
+
+  return SparsityUpdater(init, update, updater.due, observe=observe, dense_gradient=averages)
 
 
 def top_kast(sparsity: Sparsity, backward_sparsity: Sparsity, every_steps: int = 1, end_step: int | None = None,
