@@ -18,7 +18,7 @@ too_old  := $(filter 2.% 3.0 3.1 3.2 3.3 3.4 3.5 3.6 3.7 3.8 3.9 3.10,$(version)
 venv     := .venv-$(version)$(if $(OLDEST),-oldest)
 
 .DEFAULT_GOAL := help
-.PHONY: help figure1 test bench
+.PHONY: help figure1 table1 test bench
 
 help:  ## this list
 	@sed -nE 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
@@ -26,6 +26,9 @@ help:  ## this list
 
 figure1: $(venv)/.installed-mnist  ## accuracy against sparsity on MNIST, quick; FULL=1: as in the paper; WORKDIR=runs/figure1
 	@$(venv)/bin/python -m experiments.main --config=$(config) --workdir=$(WORKDIR) $(ARGS)
+
+table1: $(venv)/.installed-mnist  ## every algorithm of sparse training on MNIST, with and without Powerpropagation: hours
+	@$(venv)/bin/python -m experiments.suite --config=configs/mnist_sparse.py --workdir=runs/mnist_sparse $(ARGS)
 
 # Old packages declare fewer types: the check is of ours against the newest.
 test: $(venv)/.installed-test  ## lint, types and the default tests; OLDEST=1: with the oldest packages allowed

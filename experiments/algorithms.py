@@ -73,8 +73,8 @@ ALGORITHMS: dict[str, Callable[[float, ml_collections.ConfigDict], SparsityUpdat
     'one_shot': lambda sparsity, config: updaters.one_shot(sparsity, step_at(config.sparse.end_share, config), **layers(config)),
 }
 
-# (sparsity, config) → (loss of θ and a batch, network, θ, batches) → masks: for those that score weights before training, over all
-# layers together, as their papers do.
+# (sparsity, config) → (loss of θ and a batch, network, θ, batches) → masks: for those that score weights before training, over
+# all layers together, as their papers do.
 FIRST_MASKS: dict[str, Callable[..., Callable[..., Tree]]] = {
     'snip': lambda sparsity, config: lambda loss, network, theta, batches: updaters.snip_masks(
         loss, theta, batches, sparsity, dense=config.sparse.dense),

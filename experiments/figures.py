@@ -45,6 +45,7 @@ _DIVERGED: dict[str, Any] = {'linestyle': '', 'marker': 'x', 'markersize': 4, 'm
 _PRUNED = '0.72'
 
 Styles = Mapping[str, Mapping[str, Any]]
+Dots = tuple[np.ndarray, np.ndarray]   # mean and standard deviation, [N] each
 
 
 class Curve(NamedTuple):
@@ -179,6 +180,35 @@ def panels_figure(panels: Sequence[Panel], ordered: bool, note: str, x_axis: str
   if any(curve.diverged is not None and curve.diverged.any() for curve in curves):
     styles = {**styles, 'diverged': {'color': '0.3', **_DIVERGED}}
   _legend(figure, styles, note)
+  return figure
+
+
+@matplotlib.style.context(STYLE)
+def dots_figure(names: Sequence[str], panels: Sequence[tuple[str, Mapping[str, Dots]]], note: str) -> Figure:
+  """Accuracy (%) of each of `names`, a line each, in panels side by side: a dot for each label, and a bar of one sd either way.
+
+  Args:
+    names: N of them, from top to bottom.
+    panels: title, and label → (mean, sd), [N] each; NaN where there is none.
+    note: title of the legend.
+  """
+  figure = Figure(figsize=(WIDTH, 0.7 + 0.17 * len(names)), layout='constrained')
+  axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+  styles = line_styles([label for label in panels[0][1]], ordered=False)
+  places = np.arange(len(names))[::-1]
+  for ax, (title, groups) in zip(axes, panels, strict=True):
+    means = np.stack([mean for mean, _ in groups.values()])
+    ax.hlines(places, np.nanmin(means, axis=0), np.nanmax(means, axis=0), color='0.75', linewidth=0.8)
+    for label, (mean, sd) in groups.items():
+      ax.errorbar(mean, places, xerr=np.nan_to_num(sd), **{**styles[label], 'linestyle': '', 'elinewidth': 0.8})
+    # What fails altogether would squeeze the others together.
+    seen = means[np.isfinite(means)]
+    ax.set_xlim(max(float(np.percentile(seen, 10)) - 3, 0), min(float(seen.max()) + 0.5, 100))
+    ax.set_title(title)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+  axes[0].set_yticks(places, names)
+  figure.supxlabel('Test accuracy (%)', fontsize=8)
+  _legend(figure, {label: {**style, 'linestyle': ''} for label, style in styles.items()}, note)
   return figure
 
 

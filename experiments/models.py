@@ -13,6 +13,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 
+from experiments.convolution import Conv2D
 from powerprop.reparam import Where, is_weight
 
 
@@ -54,7 +55,7 @@ def _bias(stddev: float) -> Any:
 
 def _conv(x: jax.Array, channels: int, stride: int, name: str, size: int = 3) -> jax.Array:
   """Convolution without bias, for a BatchNorm to follow."""
-  return hk.Conv2D(channels, size, stride, with_bias=False, w_init=HE, name=name)(x)
+  return Conv2D(channels, size, stride, with_bias=False, w_init=HE, name=name)(x)
 
 
 def _norm(x: jax.Array, is_training: bool, name: str) -> jax.Array:
@@ -92,7 +93,7 @@ def lenet_5(classes: int, bias_stddev: float) -> Model:
   Source: Caffe, examples/mnist; used so by Han et al. 2015 (arXiv:1506.02626) and SNIP (Lee et al. 2019, arXiv:1810.02340).
   """
   def forward(images: jax.Array, is_training: bool) -> jax.Array:
-    layer = functools.partial(hk.Conv2D, kernel_shape=5, padding='VALID', w_init=HE, b_init=_bias(bias_stddev))
+    layer = functools.partial(Conv2D, kernel_shape=5, padding='VALID', w_init=HE, b_init=_bias(bias_stddev))
     x = max_pool(layer(20, name='conv_0')(normalise(images)))
     x = max_pool(layer(50, name='conv_1')(x))
     x = jax.nn.relu(hk.Linear(500, w_init=HE, b_init=_bias(bias_stddev), name='dense')(hk.Flatten()(x)))
@@ -106,7 +107,7 @@ def conv_net(widths: Sequence[int], classes: int, bias_stddev: float) -> Model:
   def forward(images: jax.Array, is_training: bool) -> jax.Array:
     x = normalise(images)
     for i, width in enumerate(widths):
-      layer = hk.Conv2D(width, 3, 1 if i == 0 else 2, w_init=HE, b_init=_bias(bias_stddev), name=f'conv_{i}')
+      layer = Conv2D(width, 3, 1 if i == 0 else 2, w_init=HE, b_init=_bias(bias_stddev), name=f'conv_{i}')
       x = jax.nn.relu(layer(x))
     return _logits(hk.Flatten()(x), classes, bias_stddev)
 
@@ -123,7 +124,7 @@ def alexnet_small(classes: int, bias_stddev: float) -> Model:
   def forward(images: jax.Array, is_training: bool) -> jax.Array:
     x = normalise(images)
     for i, (size, width) in enumerate(((11, 96), (5, 256), (3, 384), (3, 384), (3, 256))):
-      x = jax.nn.relu(hk.Conv2D(width, size, 2, w_init=HE, b_init=_bias(bias_stddev), name=f'conv_{i}')(x))
+      x = jax.nn.relu(Conv2D(width, size, 2, w_init=HE, b_init=_bias(bias_stddev), name=f'conv_{i}')(x))
     x = hk.Flatten()(x)
     for i in range(2):
       x = jax.nn.relu(hk.Linear(1024, w_init=HE, b_init=_bias(bias_stddev), name=f'dense_{i}')(x))

@@ -218,13 +218,16 @@ def table(rows: Sequence[Row], densities: Sequence[float] = DENSITIES) -> str:
     rows: as `read_results` gives them; those of several runs carry a 'run' each.
     densities: shares of weights kept, of which the nearest that the rows have are shown.
   """
-  header, cells = accuracy_table(rows, densities)
-  lines = [[cell.replace('|', r'\|') for cell in line] for line in (header, *cells)]
-  widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+  return 'Test accuracy (%) by weights kept, mean ± sd over n networks:\n\n' + markdown(accuracy_table(rows, densities))
+
+
+def markdown(found: Table) -> str:
+  """The table as Markdown, its columns aligned."""
+  lines = [[cell.replace('|', r'\|') for cell in line] for line in (found.header, *found.rows)]
+  widths = [max(len(line[i]) for line in lines) for i in range(len(found.header))]
   lines.insert(1, ['-' * width for width in widths])
   padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-  return '\n'.join(['Test accuracy (%) by weights kept, mean ± sd over n networks:', '',
-                    *(f'| {" | ".join(line)} |' for line in padded)])
+  return '\n'.join(f'| {" | ".join(line)} |' for line in padded)
 
 
 def accuracy_table(rows: Sequence[Row], densities: Sequence[float], always: Sequence[str] = ()) -> Table:
@@ -252,7 +255,7 @@ def statistics_table(rows: Sequence[Row]) -> Table:
 
 
 def _percent(summary: Summary) -> str:
-  return _mean_sd(Summary(100 * summary.mean, 100 * summary.sd, summary.n), 2)
+  return mean_sd(Summary(100 * summary.mean, 100 * summary.sd, summary.n), 2)
 
 
 def _rounded(summary: Summary) -> str:
@@ -262,12 +265,13 @@ def _rounded(summary: Summary) -> str:
     last = np.floor(np.log10(sd)) - 1
   else:
     last = np.floor(np.log10(abs(mean))) - 3 if mean else 0
-  return _mean_sd(summary, int(np.clip(-last, 0, 8)))
+  return mean_sd(summary, int(np.clip(-last, 0, 8)))
 
 
-def _mean_sd(summary: Summary, decimals: int) -> str:
+def mean_sd(summary: Summary, decimals: int, sign: str = '') -> str:
+  """`sign`: '+' to have one before positive means too."""
   spread = f' ± {summary.sd:,.{decimals}f}' if summary.n > 1 else ''
-  return f'{summary.mean:,.{decimals}f}{spread}' if summary.n else '–'
+  return f'{summary.mean:{sign},.{decimals}f}{spread}' if summary.n else '–'
 
 
 def share(density: float) -> str:

@@ -41,6 +41,10 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   data = datasets.load(config.dataset, config.data_dir)
   say(datasets.describe(data))
   splits = split(data, config.train_images, config.batch_size)
+  model = MODELS[config.model](data.classes, config.bias_stddev)
+  net = hk.transform_with_state(model.forward)
+  groups, nets = make_groups(config), make_nets(config)
+  check_sparsities(groups, net, splits['train'].images.shape[1:])
   if jax.process_index() == 0:
     workdirs.bind(workdir, config)   # not before all of the config has been found good
   if (workdir / 'run.json').exists():   # written when all the numbers are
@@ -49,9 +53,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
       finish(workdir)
     return
 
-  model = MODELS[config.model](data.classes, config.bias_stddev)
-  net = hk.transform_with_state(model.forward)
-  groups, nets, mesh = make_groups(config), make_nets(config), train.make_mesh()
+  mesh = train.make_mesh()
   say(f'{plural(len(groups) * len(nets.seed), "network")} of {config.steps:,} steps in {plural(len(groups), "group")} on '
       f'{plural(mesh.size, f"{jax.devices()[0].platform} device")}.')
   slots = train.deal(nets, len(groups), mesh.size)
@@ -137,6 +139,17 @@ def check(config: ml_collections.ConfigDict) -> None:
   need(len(scopes) > 0 and all(s in evaluate.SCOPES for s in scopes) and len(set(scopes)) == len(scopes), 'prune.scopes',
        f'a tuple of some of {list(evaluate.SCOPES)}')
   need(all(kind in list(report.KINDS) for kind in config.report), 'report', f'a tuple of some of {sorted(report.KINDS)}')
+
+
+def check_sparsities(groups: Sequence[train.Group], net: hk.TransformedWithState, image_shape: tuple[int, ...]) -> None:
+  """Raises UserError for a sparsity, or layers to leave dense, that do not fit the network. Works on shapes alone."""
+  theta, _ = jax.eval_shape(lambda key: net.init(key, np.zeros((1, *image_shape), np.float32), True), jax.random.key(0))
+  for group in groups:
+    if group.sparse and not group.first_masks:
+      try:
+        jax.eval_shape(lambda phi, g=group: g.optimizer(0.1, jax.random.key(0), None).init(phi), theta)
+      except ValueError as error:
+        raise UserError(f'{group.axes["algorithm"]}: {error}') from None
 
 
 def split(data: datasets.Dataset, train_images: int, batch_size: int) -> dict[str, train.Batches]:

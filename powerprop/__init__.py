@@ -1,5 +1,5 @@
 """Powerpropagation for JAX: sparse networks by the reparameterisation θ = φ|φ|^(α−1)."""
-from powerprop import distributions, masks, statistics, thresholds, updaters
+from powerprop import distributions, flops, masks, parameterisations, statistics, thresholds, updaters
 from powerprop.modules import reparameterise
 from powerprop.reparam import (
     Reparam,
@@ -19,7 +19,8 @@ from powerprop.transforms import backpropagation, target_propagation
 __version__ = '0.1.0'
 
 __all__ = [
-    'Masks', 'Reparam', 'SparsifyState', 'SparsityUpdater', 'backpropagation', 'change_alpha', 'distributions', 'is_weight',
-    'keep_zeros', 'leaf_name', 'make_reparam', 'masked', 'masks', 'powerpropagation', 'psi', 'psi_inverse', 'psi_slope',
-    'reparameterise', 'sparsify', 'statistics', 'target_propagation', 'thresholds', 'updaters', 'with_masks',
+    'Masks', 'Reparam', 'SparsifyState', 'SparsityUpdater', 'backpropagation', 'change_alpha', 'distributions', 'flops',
+    'is_weight', 'keep_zeros', 'leaf_name', 'make_reparam', 'masked', 'masks', 'parameterisations', 'powerpropagation', 'psi',
+    'psi_inverse', 'psi_slope', 'reparameterise', 'sparsify', 'statistics', 'target_propagation', 'thresholds', 'updaters',
+    'with_masks',
 ]

@@ -15,13 +15,19 @@ COMMANDS = [line.partition('#')[0].strip() for kind, block in BLOCKS if kind == 
 
 def test_the_script_of_ones_own(capsys):
   scripts = [block for kind, block in BLOCKS if kind == 'python']
-  assert len(scripts) == 1
+  assert len(scripts) == 2
   scope: dict = {}
   exec(compile(scripts[0], 'README.md', 'exec'), scope)
   kept = {name: int((leaf['w'] != 0).sum()) for name, leaf in scope['pruned'].items()}
   assert kept == {'conv2_d': 144 // 5, 'conv2_d_1': 4608 // 5, 'linear': 64 // 5}
   assert scope['accuracy'] > 0.9 and scope['loss'] < 0.2
   assert f'with {144 // 5 + 4608 // 5 + 64 // 5} weights' in capsys.readouterr().out
+
+  exec(compile(scripts[1], 'README.md', 'exec'), scope)   # sparse training goes on from there
+  told = re.findall(r'(\S+): accuracy (\d\.\d\d) with (\d+) weights', capsys.readouterr().out)
+  total = round(0.2 * (144 + 4608 + 64))
+  assert [(name, int(kept)) for name, _, kept in told] == [('RigL', total), ('Top-KAST', total), ('gradual', total)]
+  assert min(float(accuracy) for _, accuracy, _ in told) > 0.9
 
 
 @pytest.mark.parametrize('command', [c for c in COMMANDS if c.startswith('make ')])
@@ -51,5 +57,5 @@ def test_every_config_is_listed_and_every_link_leads_somewhere():
 def test_every_public_name_is_in_the_readme():
   import powerprop
   mentioned = set(re.findall(r'\w+', TEXT))
-  rest = {'Reparam', 'is_weight', 'leaf_name', 'make_reparam'}   # for those who build their own; docstrings tell
+  rest = {'Reparam', 'is_weight', 'leaf_name', 'make_reparam', 'SparsifyState', 'SparsityUpdater'}   # to build one's own with
   assert [name for name in powerprop.__all__ if name not in mentioned | rest] == []

@@ -101,6 +101,7 @@ def assert_same_results(workdir, other):
 
 # ---- parts ---------------------------------------------------------------------------------------------------------
 
+SCOPES = f'config.prune.scopes must be a tuple of some of {list(evaluate.SCOPES)}'
 MISTAKES = [
   ('model', 'vgg', "config.model must be one of ['lenet_300_100', 'tiny'], got 'vgg'."),
   ('steps', 0, 'config.steps must be positive, got 0.'),
@@ -129,8 +130,8 @@ MISTAKES = [
   ('prune.figure_density', 1.1, 'config.prune.figure_density must be a share in (0, 1], got 1.1.'),
   ('prune.output_factor', 0.0, 'config.prune.output_factor must be positive, got 0.0.'),
   ('prune.sampled_weights', 0, 'config.prune.sampled_weights must be positive, got 0.'),
-  ('prune.scopes', ('net',), 'config.prune.scopes must be a tuple of some of ' + str(list(evaluate.SCOPES)) + ", got ('net',)."),
-  ('prune.scopes', (['layer'],), 'config.prune.scopes must be a tuple of some of ' + str(list(evaluate.SCOPES)) + ", got (['layer'],)."),
+  ('prune.scopes', ('net',), SCOPES + ", got ('net',)."),
+  ('prune.scopes', (['layer'],), SCOPES + ", got (['layer'],)."),
   ('report', ('figure2',), "config.report must be a tuple of some of ['compare', 'figure1', 'learning_rate'], got ('figure2',)."),
 ]
 

@@ -60,7 +60,8 @@ def load(data_dir):
 
 def mlp(classes, bias_stddev):
   """A row of MODELS: 36-30-`classes`, which compiles faster than LeNet."""
-  return Model(lambda images, is_training: hk.nets.MLP([30, classes])(hk.Flatten()(images)), 'mlp/~/linear_1/w')
+  return Model(lambda images, is_training: hk.nets.MLP([30, classes])(hk.Flatten()(images)), 'mlp/~/linear_1/w',
+               'mlp/~/linear_0/w')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,52 @@
+"""Sparse training on CIFAR-10: one algorithm at 90 and 98 %, with and without Powerpropagation; a 16-32-64 convolutional network.
+
+Our protocol: 15 epochs (5,400 steps at batch 125) of SGD with momentum 0.9 and decay 5e-4 of the weights that the network sees,
+under a cosine with warm-up, with crops and flips; 45,000 images for training, 5,000 for validation. ERK, masks change every 100
+steps and settle after three quarters. The learning rate of each α is chosen as in mnist_sparse.py, in 5 epochs: RATES holds it.
+
+  python -m experiments.main --config=configs/cifar_sparse.py:gradual --workdir=runs/cifar_sparse/gradual
+  python -m experiments.main --config=configs/cifar_sparse.py:gradual_tuning --workdir=runs/cifar_sparse/gradual_tuning
+
+8 networks, and 8 networks for the choice of the rate; so for each of ALGORITHMS. Dense networks, pruned after training: 4
+networks, and 8 networks. All that is missing: `python -m experiments.suite --config=configs/cifar_sparse.py
+--workdir=runs/cifar_sparse`. Results are in RESULTS.md, times in run.json beside them.
+"""
+from configs import base
+
+ALGORITHMS = ('dense', 'gradual', 'top_kast', 'rigl', 'static')
+ALPHAS = (1.0, 2.0)
+GRID = (0.02, 0.05, 0.1, 0.2)
+TUNED = ('dense', 'gradual', 'static')
+RATES = (0.1, 0.1)   # of ALPHAS
+
+
+def get_config(variant: str = 'gradual'):
+  """`variant`: an algorithm, or an algorithm and '_tuning'."""
+  algorithm, tuning = variant.removesuffix('_tuning'), variant.endswith('_tuning')
+  if algorithm not in ALGORITHMS:
+    known = ', '.join(repr(name) for a in ALGORITHMS for name in (a, f'{a}_tuning'))
+    raise ValueError(f'cifar_sparse has the variants {known}, not {variant!r}.')
+  config = settings(base.get_config())
+  config.name = f'cifar_sparse_{variant}'
+  config.title = 'Sparse training'
+  config.sweep.alpha = ALPHAS
+  config.sweep.algorithm = (algorithm,)
+  if tuning:
+    config.steps = 5 * 360
+    config.sweep.seed, config.sweep.learning_rate, config.sweep.sparsity = (3,), GRID, (0.95,)
+  else:
+    config.sweep.seed, config.alpha_rates, config.sweep.sparsity = (0, 1), RATES, (0.9, 0.98)
+  config.sweep.sparsity = (0.0,) if algorithm == 'dense' else config.sweep.sparsity
+  config.prune.densities = (0.05,) if tuning else (0.1, 0.02)
+  config.report = ('compare',)
+  return config
+
+
+def settings(config):
+  """What all runs on CIFAR-10 share."""
+  config.dataset, config.model, config.train_images = 'cifar10', 'conv_16_32_64', 45_000
+  config.batch_size, config.steps = 125, 15 * 360
+  config.augment, config.schedule = 'crop_and_flip', 'cosine'
+  config.sweep.optimizer, config.weight_decay = ('momentum_decay',), 5e-4
+  config.prune.output_factor = 1.0
+  return config

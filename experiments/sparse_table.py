@@ -1,0 +1,168 @@
+"""Runs of sparse training side by side: one table, one figure. Trains nothing.
+
+  python -m experiments.sparse_table --out=results/mnist_sparse runs/mnist_sparse/*
+
+Reads what each run left in its workdir and writes to --out: table.md, cells.csv (a row for each algorithm, power and density)
+and figures/algorithms.png and .svg. Runs that only chose a learning rate, named *_tuning, and directories without a finished run
+are left out, and named.
+"""
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import app, flags
+
+from experiments import figures
+from experiments.algorithms import ALGORITHMS
+from experiments.errors import UserError
+from experiments.results import Row, Summary, Table, best_learning_rates, groups, markdown, mean_sd, read_run, share, summarise
+from experiments.workdir import write_atomic, write_csv
+
+OUT = flags.DEFINE_string('out', None, 'Required. Directory for table.md, cells.csv and figures/; made if it is not there.')
+
+TITLES = {
+    'dense': 'dense, pruned afterwards', 'static': 'static random', 'snip': 'SNIP', 'grasp': 'GraSP', 'synflow': 'SynFlow',
+    'set': 'SET', 'dsr': 'DSR', 'snfs': 'SNFS', 'rigl': 'RigL', 'top_kast': 'Top-KAST', 'granet': 'GraNet', 'ac_dc': 'AC/DC',
+    'straight_through': 'straight-through', 'gradual': 'gradual', 'gradual_returns': 'gradual, with return',
+    'one_shot': 'one-shot',
+    'soft_threshold': 'STR', 'hard_concrete': 'L0', 'square_difference': 'v⊙v − u⊙u'}
+
+
+class Cell(NamedTuple):
+  """One algorithm at one power and density."""
+  accuracy: Summary                # share
+  by_seed: dict[int, float]
+  training_operations: Summary     # share of those of dense training
+  rates: list[float]
+
+
+def main(argv: list[str]) -> None:
+  if not OUT.value or len(argv) < 2:
+    raise UserError('--out and at least one workdir are needed, as in `python -m experiments.sparse_table --out=DIR runs/*`.')
+  finished = [path for path in map(Path, argv[1:]) if not path.name.endswith('_tuning') and (path / 'run.json').exists()]
+  for left_out in sorted(set(argv[1:]) - set(map(str, finished))):
+    print(f'left out: {left_out}')
+  if not finished:
+    raise UserError('none of these directories holds a finished run.')
+  cells = read_cells(finished)
+  out = Path(OUT.value)
+  write_atomic(out / 'table.md', text(cells))
+  write_csv(out / 'cells.csv', rows_of(cells))
+  paths = [out / 'table.md', out / 'cells.csv', *figures.save(figure(cells), out / 'figures' / 'algorithms')]
+  for path in paths:
+    print(f'wrote {path}')
+  print(text(cells))
+
+
+def read_cells(workdirs: Sequence[Path]) -> dict[tuple[str, float, float], Cell]:
+  """(algorithm, α, density) → what its networks reached, at the learning rate of best validation accuracy.
+
+  Raises: UserError where two runs have networks of one algorithm and power.
+  """
+  found: dict[tuple[str, float, float], Cell] = {}
+  for workdir in workdirs:
+    run = read_run(workdir)
+    spent = {net_of(row): row['training_operations'] for row in run.statistics}
+    for key, rows in groups(run.results, ['algorithm', 'alpha']).items():
+      if any(key == other[:2] for other in found):
+        raise UserError(f'{workdir} has networks of {key[0]} at α = {key[1]:g}, as another of these runs has.')
+      best = best_learning_rates(rows) if len(groups(rows, ['learning_rate'])) > 1 else rows
+      for (density,), some in groups([row | {'density': nominal(row)} for row in best], ['density']).items():
+        accuracies = {int(row['seed']): row['test_accuracy'] for row in some}
+        found[(*key, density)] = Cell(summarise(accuracies.values()), accuracies, summarise(spent[net_of(row)] for row in some),
+                                      sorted({row['learning_rate'] for row in some}))
+  return found
+
+
+def nominal(row: Row) -> float:
+  """The density that was asked for; what training reached may differ from it by the rounding to whole weights."""
+  return row['density'] if row['algorithm'] == 'dense' else round(1 - row['sparsity'], 9)
+
+
+def net_of(row: Row) -> tuple[Any, ...]:
+  return tuple(row[name] for name in ('algorithm', 'sparsity', 'alpha', 'seed', 'learning_rate', 'optimizer', 'update', 'biases'))
+
+
+def axes(cells: dict[tuple[str, float, float], Cell]) -> tuple[list[str], list[float], list[float]]:
+  """Algorithms in the order of the registry, powers ascending, densities descending."""
+  names = {key[0] for key in cells}
+  order = [name for name in ALGORITHMS if name in names]
+  return order, sorted({key[1] for key in cells}), sorted({key[2] for key in cells}, reverse=True)
+
+
+def gains(cells: dict[tuple[str, float, float], Cell], algorithm: str, density: float) -> Summary:
+  """Accuracy at the largest power minus that at the smallest, pairs of one seed; nothing where one is missing."""
+  _, powers, _ = axes(cells)
+  first, last = (cells.get((algorithm, alpha, density)) for alpha in (powers[0], powers[-1]))
+  pairs = set(first.by_seed) & set(last.by_seed) if first and last else set()
+  return summarise(last.by_seed[seed] - first.by_seed[seed] for seed in sorted(pairs)) if first and last else summarise([])
+
+
+def table(cells: dict[tuple[str, float, float], Cell]) -> Table:
+  """Three lines for each algorithm: both powers, and what the larger one gains."""
+  names, powers, densities = axes(cells)
+  lines = []
+  for name in names:
+    for alpha in powers:
+      row = [cells.get((name, alpha, density)) for density in densities]
+      known = [cell for cell in row if cell]
+      if not known:
+        continue
+      cost = sorted({f'{100 * cell.training_operations.mean:.0f}': cell.training_operations.mean for cell in known}.items(),
+                    key=lambda pair: pair[1])
+      rates = sorted({rate for cell in known for rate in cell.rates})
+      lines.append([TITLES.get(name, name), f'{alpha:g}', ' '.join(f'{rate:g}' for rate in rates),
+                    ' to '.join(dict.fromkeys((cost[0][0], cost[-1][0]))),
+                    *(percent(cell.accuracy) if cell else '' for cell in row)])
+    if len(powers) > 1:
+      gained = [percent(gains(cells, name, density), '+') for density in densities]
+      lines.append([TITLES.get(name, name), 'gain', '', '', *gained])
+  return Table(['algorithm', 'α', 'learning rate', 'training (% of dense)', *map(share, densities)], lines)
+
+
+def text(cells: dict[tuple[str, float, float], Cell]) -> str:
+  counts = sorted({cell.accuracy.n for cell in cells.values()})
+  powers = axes(cells)[1]
+  gain = (f' Gain: α = {powers[-1]:g} minus α = {powers[0]:g}, in points, over pairs of one seed.' if len(powers) > 1 else '')
+  return (f'Test accuracy (%) by weights kept, mean ± sd over n = {" to ".join(f"{n}" for n in {counts[0]: 0, counts[-1]: 0})} '
+          f'networks.{gain}\n\n{markdown(table(cells))}\n')
+
+
+def percent(summary: Summary, sign: str = '') -> str:
+  return mean_sd(Summary(100 * summary.mean, 100 * summary.sd, summary.n), 2, sign)
+
+
+def rows_of(cells: dict[tuple[str, float, float], Cell]) -> list[Row]:
+  return [{'algorithm': name, 'alpha': alpha, 'density': density, 'n': cell.accuracy.n, 'test_accuracy': cell.accuracy.mean,
+           'sd': cell.accuracy.sd, 'training_operations': cell.training_operations.mean,
+           'learning_rates': ' '.join(f'{rate:g}' for rate in cell.rates)}
+          for (name, alpha, density), cell in cells.items()]
+
+
+def figure(cells: dict[tuple[str, float, float], Cell]) -> Any:
+  """A dot for each algorithm and power, at the second and at the last density."""
+  names, powers, densities = axes(cells)
+  shown = list(dict.fromkeys([densities[min(1, len(densities) - 1)], densities[-1]]))
+
+  def dots(density: float, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    found = [cells.get((name, alpha, density)) for name in names]
+    nothing = summarise([])
+    sums = [cell.accuracy if cell else nothing for cell in found]
+    return 100 * np.array([one.mean for one in sums]), 100 * np.array([one.sd for one in sums])
+  panels = [(f'{share(density)} kept', {f'α = {alpha:g}': dots(density, alpha) for alpha in powers}) for density in shown]
+  counts = sorted({cell.accuracy.n for cell in cells.values()})
+  return figures.dots_figure([TITLES.get(name, name) for name in names], panels, f'mean ± sd, n = {counts[0]}')
+
+
+def guarded(argv: list[str]) -> None:
+  try:
+    main(argv)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == '__main__':
+  app.run(guarded)

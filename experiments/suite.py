@@ -1,0 +1,65 @@
+"""Runs every algorithm of a config, one after another, and lays them side by side. What has run already is not run again.
+
+  python -m experiments.suite --config=configs/mnist_sparse.py --workdir=runs/mnist_sparse
+
+Each algorithm is a run of experiments.main in a process and a workdir of its own, so a suite that was stopped goes on by the same
+command. --tuning runs those that choose learning rates. Everything after -- is handed on to each run.
+"""
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+from absl import app, flags
+
+from experiments.errors import UserError
+
+CONFIG = flags.DEFINE_string('config', None, 'Required. File of a config that names its ALGORITHMS, as configs/mnist_sparse.py.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Required. Directory of the workdirs; the table goes to table/ in it.')
+TUNING = flags.DEFINE_bool('tuning', False, 'Run the choice of learning rates instead; draw no table.')
+
+
+def main(argv: list[str]) -> None:
+  if not CONFIG.value or not WORKDIR.value:
+    raise UserError('--config and --workdir are needed; see --help.')
+  workdir, suffix = pathlib.Path(WORKDIR.value), '_tuning' if TUNING.value else ''
+  names = algorithms(CONFIG.value)
+  for i, name in enumerate(names):
+    place = workdir / f'{name}{suffix}'
+    if (place / 'run.json').exists():
+      continue
+    print(f'{i + 1}/{len(names)}: {name}{suffix}', flush=True)
+    command = [sys.executable, '-m', 'experiments.main', f'--config={CONFIG.value}:{name}{suffix}', f'--workdir={place}',
+               *argv[1:]]
+    if (code := subprocess.run(command).returncode) != 0:
+      raise UserError(f'{name}{suffix} ended with exit status {code}; the same command goes on with it.')
+  if not TUNING.value:
+    places = [str(workdir / name) for name in names]
+    subprocess.run([sys.executable, '-m', 'experiments.sparse_table', f'--out={workdir / "table"}', *places], check=True)
+
+
+def algorithms(path: str) -> tuple[str, ...]:
+  """The ALGORITHMS of a config's file. Raises: UserError where it has none."""
+  if not pathlib.Path(path).is_file():
+    raise UserError(f'--config={path} is no file.')
+  spec = importlib.util.spec_from_file_location('suite_config', path)
+  module = importlib.util.module_from_spec(spec)   # type: ignore[arg-type]
+  spec.loader.exec_module(module)   # type: ignore[union-attr]
+  if not hasattr(module, 'ALGORITHMS'):
+    raise UserError(f'--config={path} names no ALGORITHMS; a suite is made of one run for each.')
+  return tuple(module.ALGORITHMS)
+
+
+def guarded(argv: list[str]) -> None:
+  try:
+    main(argv)
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  except KeyboardInterrupt:
+    print('\nstopped; the same command goes on.', file=sys.stderr)
+    sys.exit(130)
+
+
+if __name__ == '__main__':
+  app.run(guarded)

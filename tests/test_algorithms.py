@@ -1,0 +1,152 @@
+"""Sparse training in experiments: exact counts, accuracies of the weights in the checkpoint, operations by hand, and resuming."""
+import csv
+import itertools
+import json
+import shutil
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tiny
+
+from configs import base
+from experiments import data as datasets
+from experiments import supervised
+from experiments.algorithms import ALGORITHMS, FIRST_MASKS
+from experiments.errors import UserError
+from experiments.models import MODELS
+from experiments.sparse_table import TITLES
+
+STEPS, KEPT, WEIGHTS = 36, 276, 1380   # two epochs; a fifth of the weights of 36-30-10
+NAMES = ('dense', 'rigl', 'top_kast', 'gradual', 'snip')
+LAYERS = ('mlp/~/linear_0', 'mlp/~/linear_1')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def data_dir(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(datasets.DATASETS, 'tiny', tiny.load)
+    patch.setitem(MODELS, 'tiny', tiny.mlp)
+    yield tiny.write(tmp_path_factory.mktemp('data'))
+
+
+def make_config(data_dir, **change):
+  config = base.get_config()
+  config.update_from_flattened_dict({
+    'data_dir': str(data_dir), 'dataset': 'tiny', 'model': 'tiny', 'train_images': 360, 'batch_size': 20, 'steps': STEPS,
+    'schedule': 'cosine', 'sweep.alpha': (2.0,), 'sweep.seed': (0, 1), 'sweep.optimizer': ('momentum',), 'alpha_rates': (0.07,),
+    'sweep.algorithm': NAMES, 'sweep.sparsity': (0.8,), 'sparse.every_steps': 5, 'prune.densities': (0.2,),
+    'prune.output_factor': 1.0, 'prune.sampled_weights': 500, 'report': (), 'checkpoint_epochs': 1, 'checkpoints_kept': 3,
+    **change})
+  return config
+
+
+@pytest.fixture(scope='module')
+def finished(data_dir, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('finished')
+  supervised.run(make_config(data_dir), workdir)
+  return workdir
+
+
+def read_csv(path):
+  return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_counts_are_exact_and_accuracies_those_of_the_checkpoint(finished):
+  """Masks are read as bits, φ turned into θ and the images classified by NumPy in float64."""
+  rows = read_csv(finished / 'results.csv')
+  assert [(row['algorithm'], row['seed']) for row in rows] == [(name, seed) for name in NAMES for seed in '01']
+  with ocp.StandardCheckpointer() as checkpointer:
+    groups = checkpointer.restore(finished / 'checkpoints' / str(STEPS) / 'default')
+  _, _, images, labels = tiny.ARRAYS
+  for row, (group, k) in zip(rows, itertools.product(groups, range(2)), strict=True):
+    assert (row['kept'], row['weights'], row['learning_rate']) == (str(KEPT), str(WEIGHTS), '0.07')
+    if row['algorithm'] == 'dense':
+      continue
+    assert (row['scope'], row['sparsity'], row['density']) == ('trained', '0.8', str(KEPT / WEIGHTS))
+    x, kept = images.reshape(len(images), -1) / 255, 0
+    for i, layer in enumerate(LAYERS):
+      phi = np.asarray(group['phi'][layer]['w'][k], np.float64)
+      bits = np.asarray(group['opt_state']['masks']['forward'][layer]['w'])
+      assert bits.dtype == np.uint8 and bits.shape == (2, -(-phi.size // 8))   # one bit a weight
+      mask = np.unpackbits(bits[k], count=phi.size).reshape(phi.shape).astype(bool)
+      kept += mask.sum()
+      assert row['algorithm'] == 'top_kast' or not phi[~mask].any()
+      x = x @ np.where(mask, np.sign(phi) * phi**2, 0) + np.asarray(group['phi'][layer]['b'][k], np.float64)
+      x = np.maximum(x, 0) if i == 0 else x
+    assert kept == KEPT
+    assert row['test_accuracy'] == repr(float(np.mean(np.argmax(x, 1) == labels)))
+  accuracies = {float(row['test_accuracy']) for row in rows}
+  assert len(accuracies) > 5 and max(accuracies) > 0.3   # ten classes: some have learned something in so few steps
+
+
+def gradual_share():
+  """Mean density over the steps: from 9 to 27 by the cubic, every 5 and at the end. As many operations as weights."""
+  density, densities = 1.0, []
+  for n in range(1, STEPS + 1):
+    densities.append(density)   # of step n, whose update changes the masks for the next
+    if n in (9, 14, 19, 24, 27):
+      density = 1 - 0.8 * (1 - (1 - (n - 9) / 18) ** 3)
+  return np.mean(densities)
+
+
+@pytest.mark.parametrize('name, forward, training', [
+  ('dense', 1, 1), ('snip', 0.2, 0.2),
+  ('rigl', 0.2, 0.2 + 5 / STEPS * 0.8 / 3),               # dense gradients at 5, 10, ..., 25, before 27
+  ('top_kast', 0.2, (2 * 0.2 + 0.4 * 27 / STEPS + 0.2 * 9 / STEPS) / 3),   # the larger set, twice as dense, until 27
+  ('gradual', 0.2, gradual_share())])
+def test_operations_by_hand(finished, name, forward, training):
+  for row in read_csv(finished / 'statistics.csv'):
+    if row['algorithm'] == name:
+      assert float(row['forward_operations']) == pytest.approx(forward, abs=1e-9)
+      # Counts of layers are whole numbers: at five steps of a schedule each is off by a half at most.
+      assert float(row['training_operations']) == pytest.approx(training, abs=1e-3 if name == 'gradual' else 1e-5)
+
+
+def test_stopped_in_the_middle_and_gone_on_with(finished, data_dir, tmp_path):
+  workdir = shutil.copytree(finished, tmp_path / 'copy')
+  for name in ('run.json', 'results.csv', 'statistics.csv', 'overlap.csv', 'weights.npz'):
+    (workdir / name).unlink()
+  shutil.rmtree(workdir / 'checkpoints' / str(STEPS))   # one is left, of the middle of the ramp
+  supervised.run(make_config(data_dir), workdir)
+  for name in ('results.csv', 'statistics.csv', 'overlap.csv', 'weights.npz'):
+    assert (workdir / name).read_bytes() == (finished / name).read_bytes(), name
+  last = [json.loads((w / 'metrics.jsonl').read_text().splitlines()[-1])['operations'] for w in (workdir, finished)]
+  assert last[0] == last[1] and len(last[0]) == len(NAMES)
+
+
+def test_every_algorithm_makes_a_group(data_dir):
+  config = make_config(data_dir, **{'sweep.algorithm': tuple(ALGORITHMS), 'sweep.sparsity': (0.8, 0.9)})
+  supervised.check(config)
+  groups = supervised.make_groups(config)
+  assert len(groups) == 2 * len(ALGORITHMS) - 1   # dense has no sparsity
+  assert [group.sparse for group in groups] == [group.axes['algorithm'] != 'dense' for group in groups]
+  assert ALGORITHMS.keys() <= TITLES.keys() and FIRST_MASKS.keys() <= ALGORITHMS.keys()
+
+
+@pytest.mark.parametrize('key, value, message', [
+  ('sweep.algorithm', ('riggl',), f"config.sweep.algorithm must be a tuple of some of {sorted(ALGORITHMS)}, got ('riggl',)."),
+  ('sweep.sparsity', (1.0,), 'config.sweep.sparsity must be a tuple of shares in [0, 1), got (1.0,).'),
+  ('sparse.distribution', 'erg', "config.sparse.distribution must be one of ['erk', 'global', 'uniform'], got 'erg'."),
+  ('sparse.end_share', 0.1, 'config.sparse.end_share must be at least sparse.start_share, got 0.1.'),
+  ('sparse.drop_fraction', 0.0, 'config.sparse.drop_fraction must be a share in (0, 1], got 0.0.'),
+  ('sparse.entry', -0.5, 'config.sparse.entry must be at least 0, got -0.5.'),
+  ('sparse.backward_factor', 0.5, 'config.sparse.backward_factor must be at least 1, got 0.5.'),
+  ('sparse.every_steps', 0, 'config.sparse.every_steps must be positive, got 0.'),
+  ('schedule', 'linear', "config.schedule must be one of ['constant', 'cosine'], got 'linear'."),
+  ('augment', 'flip', "config.augment must be one of ['crop_and_flip', 'none'], got 'flip'."),
+  ('alpha_rates', (0.1, 0.2), 'config.alpha_rates must be (), or a positive number for each of sweep.alpha and '
+   'sweep.learning_rate a single one, got (0.1, 0.2).')])
+def test_mistakes(data_dir, key, value, message):
+  config = make_config(data_dir, **{key: value})
+  with pytest.raises(UserError) as error:
+    supervised.check(config)
+  assert str(error.value) == message
+
+
+@pytest.mark.parametrize('change, message', [
+  ({'sparse.dense': ('conv*',)}, "dense has the pattern 'conv\\*', which fits none of"),
+  ({'sweep.sparsity': (0.9999,)}, 'less than one')])
+def test_what_fits_no_network_is_a_mistake_of_the_user(data_dir, tmp_path, change, message):
+  with pytest.raises(UserError, match=message):
+    supervised.run(make_config(data_dir, **change), tmp_path)

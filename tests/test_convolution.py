@@ -1,0 +1,49 @@
+"""experiments.convolution against JAX's convolution and Haiku's layer."""
+
+import functools
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.convolution import Conv2D, conv_by_product
+
+
+@pytest.mark.parametrize(('height', 'width', 'kernel', 'stride', 'padding'), [
+  (8, 8, (3, 3), (1, 1), 'SAME'), (7, 8, (3, 3), (2, 2), 'SAME'), (8, 7, (1, 1), (2, 2), 'SAME'), (1, 1, (3, 3), (2, 2), 'SAME'),
+  (9, 8, (4, 3), (3, 2), 'VALID'), (10, 10, (5, 5), (2, 2), 'SAME')])
+def test_values_and_gradients_are_those_of_lax(height, width, kernel, stride, padding):
+  rng = np.random.default_rng(0)
+  x, w = rng.normal(size=(2, height, width, 3)).astype(np.float32), rng.normal(size=(*kernel, 3, 4)).astype(np.float32)
+  lax_conv = functools.partial(jax.lax.conv_general_dilated, window_strides=stride, padding=padding,
+                               dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+  @functools.partial(jax.jit, static_argnums=0)
+  def value_and_gradients(conv, x, w):
+    y, pull = jax.vjp(conv, x, w)
+    return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+
+  expected = value_and_gradients(lax_conv, x, w)
+  found = value_and_gradients(functools.partial(conv_by_product, stride=stride, padding=padding), x, w)
+  for own, other in zip(found, expected, strict=True):
+    np.testing.assert_allclose(own, other, atol=2e-4)   # sums of up to 100 products in float32, in another order
+
+
+@pytest.mark.parametrize('with_bias', [False, True])
+def test_layer_is_haikus(with_bias):
+  init = hk.initializers.RandomNormal()
+  def net(layer):
+    return hk.without_apply_rng(hk.transform(
+      lambda x: layer(4, 3, 2, with_bias=with_bias, w_init=init, b_init=init, name='conv')(x)))
+  x = jax.random.normal(jax.random.key(0), (2, 7, 8, 3))
+  params, expected = (net(layer).init(jax.random.key(1), x) for layer in (Conv2D, hk.Conv2D))
+  jax.tree.map(np.testing.assert_array_equal, params, expected)
+  np.testing.assert_allclose(net(Conv2D).apply(params, x), net(hk.Conv2D).apply(params, x), atol=1e-4)
+
+
+def test_on_cpus_there_is_no_convolution_in_the_program():
+  net = hk.without_apply_rng(hk.transform(lambda x: Conv2D(4, 3, w_init=hk.initializers.RandomNormal())(x)))
+  x = jnp.zeros((2, 8, 8, 3))
+  program = str(jax.make_jaxpr(net.apply)(jax.eval_shape(net.init, jax.random.key(0), x), x))
+  assert 'dot_general' in program and 'conv_general_dilated' not in program
