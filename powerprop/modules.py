@@ -52,7 +52,7 @@ def reparameterise(net: Net, reparam: Reparam) -> Net:
     leaves, treedef = jax.tree.flatten(params)
     key = treedef, tuple((x.shape, x.dtype) for x in leaves)
     if key not in settled:
-      settled[key] = with_zeros(reparam, _zero_params(net.init, stateful, args, kwargs), params)
+      settled[key] = with_zeros(reparam, zero_params(net.init, stateful, args, kwargs), params)
     return settled[key]
 
   @functools.wraps(net.init)   # haiku's own combinators look at what it hangs on these functions
@@ -71,7 +71,7 @@ def reparameterise(net: Net, reparam: Reparam) -> Net:
   return type(net)(init, apply)
 
 
-def _zero_params(init: Callable[..., Any], stateful: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[str]:
+def zero_params(init: Callable[..., Any], stateful: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[str]:
   """Names of the leaves that `init` fills with zeros whatever the key and the values of the inputs are."""
   leaves, treedef = jax.tree.flatten((args, kwargs))
   dynamic = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array | np.ndarray)]

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import DictKey, tree_leaves_with_path, tree_map_with_path
 
-from powerprop.modules import Net, _zero_params
+from powerprop.modules import Net, zero_params
 from powerprop.reparam import Tree, Where, describe_leaves, is_weight, leaf_name
 
 Parts = dict[str, jax.Array]      # suffix of the name → parameter: what one weight leaf is replaced by
@@ -208,7 +208,7 @@ def parameterise(net: Net, parameterisation: Parameterisation, stochastic: bool 
   @functools.wraps(net.init)   # haiku's own combinators look at what it hangs on these functions
   def init(rng: Any, *args: Any, **kwargs: Any) -> Any:
     out: Any = net.init(rng, *args, **kwargs)
-    params = parameterisation.expand(out[0] if stateful else out, _zero_params(net.init, stateful, args, kwargs))
+    params = parameterisation.expand(out[0] if stateful else out, zero_params(net.init, stateful, args, kwargs))
     return (params, out[1]) if stateful else params
 
   @functools.wraps(net.apply)

@@ -1,0 +1,100 @@
+"""Tables of sparse training: numbers by hand from made-up runs."""
+import csv
+import math
+
+import made_runs
+import pytest
+
+from experiments import sparse_table
+from experiments.errors import UserError
+from experiments.results import read_run
+
+
+def made(path, rows, cost=0.25):
+  """A workdir with rows of sparse training; `cost`: operations of training as a share of dense."""
+  made_runs.make_workdir(path, rows)
+  nets = {tuple(row[axis] for axis in NET): row for row in rows}.values()
+  made_runs.write_csv(path / 'statistics.csv', [{axis: row[axis] for axis in NET} | {
+    'kurtosis': 1.0, 'forward_operations': 1 - row['sparsity'], 'training_operations': cost} for row in nets])
+  return path
+
+
+NET = (*made_runs.AXES, 'algorithm', 'sparsity')
+
+
+def row(test, algorithm, sparsity, **rest):
+  density = round(1 - sparsity, 9)
+  return made_runs.row(test, density=density + 1e-5, scope='trained', **rest) | {'algorithm': algorithm, 'sparsity': sparsity}
+
+
+@pytest.fixture
+def runs(tmp_path):
+  rigl = [row(0.9 + 0.01 * seed + 0.03 * (alpha - 1) - (0.2 if sparsity == 0.98 else 0), 'rigl', sparsity, alpha=alpha, seed=seed)
+          for alpha in (1.0, 2.0) for seed in (0, 1) for sparsity in (0.9, 0.98)]
+  dense = [made_runs.row(0.8, alpha=alpha, seed=seed, density=density) | {'algorithm': 'dense', 'sparsity': 0.0}
+           for alpha in (1.0, 2.0) for seed in (0, 1) for density in (0.1, 0.02)]
+  return [made(tmp_path / 'rigl', rigl), made(tmp_path / 'dense', dense, 1.0)]
+
+
+def test_table_by_hand(runs):
+  cells = sparse_table.read_cells(runs)
+  table = sparse_table.table(cells)
+  assert table.header == ['algorithm', 'α', 'learning rate', 'training (% of dense)', '10 %', '2 %']
+  assert table.rows == [   # dense comes first in the registry
+    ['dense, pruned afterwards', '1', '0.1', '100', '80.00 ± 0.00', '80.00 ± 0.00'],
+    ['dense, pruned afterwards', '2', '0.1', '100', '80.00 ± 0.00', '80.00 ± 0.00'],
+    ['dense, pruned afterwards', 'gain', '', '', '+0.00 ± 0.00', '+0.00 ± 0.00'],
+    ['RigL', '1', '0.1', '25', '90.50 ± 0.71', '70.50 ± 0.71'],
+    ['RigL', '2', '0.1', '25', '93.50 ± 0.71', '73.50 ± 0.71'],
+    ['RigL', 'gain', '', '', '+3.00 ± 0.00', '+3.00 ± 0.00']]
+  assert 'n = 2 networks. Gain: α = 2 minus α = 1, in points, over pairs of one seed.' in sparse_table.text(cells)
+
+
+def test_gain_is_of_pairs(tmp_path):
+  """Only seeds that both powers have; their spread is that of the differences."""
+  some = [row(a, 'set', 0.9, alpha=1.0, seed=s) for s, a in enumerate((0.5, 0.6, 0.7))]
+  others = [row(a, 'set', 0.9, alpha=2.0, seed=s) for s, a in ((1, 0.62), (2, 0.76), (3, 0.99))]
+  gain = sparse_table.gains(sparse_table.read_cells([made(tmp_path / 'set', some + others)]), 'set', 0.1)
+  assert gain.n == 2 and gain.mean == pytest.approx(0.04) and gain.sd == pytest.approx(0.02 * math.sqrt(2))
+
+
+def test_a_network_that_diverged_is_left_out(tmp_path):
+  rows = [row(made_runs.NAN if s == 0 else 0.5, 'set', 0.9, alpha=a, seed=s) for a in (1.0, 2.0) for s in (0, 1)]
+  cells = sparse_table.read_cells([made(tmp_path / 'set', rows)])
+  assert [cell.accuracy.n for cell in cells.values()] == [1, 1] and sparse_table.gains(cells, 'set', 0.1).n == 1
+
+
+def test_the_best_rate_is_chosen_by_validation(tmp_path):
+  rows = [row(test, 'set', 0.9, rate=rate, validation=validation)
+          for rate, test, validation in ((0.1, 0.9, 0.5), (0.2, 0.6, 0.8), (0.3, 0.7, 0.7))]
+  (cell,) = sparse_table.read_cells([made(tmp_path / 'set', rows)]).values()
+  assert cell.rates == [0.2] and cell.accuracy.mean == 0.6
+
+
+def test_files_and_what_is_left_out(runs, tmp_path, monkeypatch, capsys):
+  (tmp_path / 'snip_tuning').mkdir()
+  (tmp_path / 'unfinished').mkdir()
+  out = tmp_path / 'out'
+  monkeypatch.setattr(sparse_table, 'OUT', type('Flag', (), {'value': str(out)}))
+  sparse_table.main(['sparse_table', *map(str, runs), str(tmp_path / 'snip_tuning'), str(tmp_path / 'unfinished')])
+  told = capsys.readouterr().out
+  assert told.startswith(f'left out: {tmp_path / "snip_tuning"}\nleft out: {tmp_path / "unfinished"}\n')
+  assert (out / 'table.md').read_text() in told
+  rows = list(csv.DictReader((out / 'cells.csv').read_text().splitlines()))
+  assert len(rows) == 8 and rows[0] | {'algorithm': 'rigl', 'alpha': '1.0', 'density': '0.02', 'n': '2'} == rows[0]
+  assert (out / 'figures' / 'algorithms.png').stat().st_size > 5000
+
+
+def test_mistakes(runs, tmp_path, monkeypatch):
+  monkeypatch.setattr(sparse_table, 'OUT', type('Flag', (), {'value': str(tmp_path / 'out')}))
+  with pytest.raises(UserError, match='--out and at least one workdir'):
+    sparse_table.main(['sparse_table'])
+  with pytest.raises(UserError, match='none of these directories holds a finished run'):
+    sparse_table.main(['sparse_table', str(tmp_path)])
+  with pytest.raises(UserError, match=r'dense has networks of dense at α = 1, as another'):
+    sparse_table.read_cells([*runs, runs[1]])
+
+
+def test_runs_of_before_sparse_training_are_dense(tmp_path):
+  run = read_run(made_runs.make_workdir(tmp_path / 'old', made_runs.sweep(seeds=1)))
+  assert {(row['algorithm'], row['sparsity']) for row in run.results} == {('dense', 0.0)}

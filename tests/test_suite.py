@@ -1,0 +1,62 @@
+"""The suite: every algorithm of a config in a process of its own, none twice, and a table at the end."""
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from experiments import suite
+from experiments.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = """
+from configs import base
+
+ALGORITHMS = ('static', 'gradual')
+
+
+def get_config(variant):
+  config = base.get_config()
+  config.steps, config.train_images, config.batch_size = 2, 59_990, 20
+  config.sweep.alpha, config.sweep.seed, config.sweep.sparsity = (1.0, 2.0), (0,), (0.9,)
+  config.sweep.algorithm = (variant,)
+  return config
+"""
+
+
+def run(*flags):
+  return subprocess.run([sys.executable, '-m', 'experiments.suite', *flags], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_a_suite(tmp_path):
+  config = tmp_path / 'small.py'
+  config.write_text(CONFIG)
+  flags = [f'--config={config}', f'--workdir={tmp_path / "runs"}', '--', "--config.prune.densities=(0.5,)", '--config.report=()']
+  first = run(*flags)
+  assert first.returncode == 0, first.stderr
+  assert '1/2: static' in first.stdout and '2/2: gradual' in first.stdout
+  table = (tmp_path / 'runs' / 'table' / 'table.md').read_text()
+  assert [line.split('|')[1].strip() for line in table.splitlines()[4:]] == ['static random'] * 3 + ['gradual'] * 3
+  before = (tmp_path / 'runs' / 'static' / 'run.json').read_bytes()
+  second = run(*flags)
+  assert second.returncode == 0 and '1/2' not in second.stdout and table in second.stdout
+  assert (tmp_path / 'runs' / 'static' / 'run.json').read_bytes() == before
+
+
+def test_a_run_that_fails_is_named(tmp_path):
+  config = tmp_path / 'small.py'
+  config.write_text(CONFIG.replace("'static', 'gradual'", "'gradul',"))
+  done = run(f'--config={config}', f'--workdir={tmp_path / "runs"}')
+  assert done.returncode == 2
+  assert done.stderr.splitlines()[-1] == 'error: gradul ended with exit status 2; the same command goes on with it.'
+
+
+def test_mistakes(tmp_path):
+  empty = tmp_path / 'empty.py'
+  empty.write_text('')
+  with pytest.raises(UserError, match=r'names no ALGORITHMS'):
+    suite.algorithms(str(empty))
+  with pytest.raises(UserError, match=r'missing.py is no file'):
+    suite.algorithms(str(tmp_path / 'missing.py'))
+  done = run()
+  assert done.returncode == 2 and done.stderr.splitlines()[-1] == 'error: --config and --workdir are needed; see --help.'
