@@ -11,6 +11,7 @@ import pytest
 
 import powerprop
 from powerprop import distributions, flops, updaters
+from powerprop.sparse import trained
 
 # kernel side, channels in, channels out, side of the output, how many: ResNet-50 v1.5 at 224².
 RESNET_50 = [
@@ -308,19 +309,25 @@ def test_every_updater_by_its_measured_masks(name):
   settings = {
       'given': {'mask': jax.tree.map(lambda w: jnp.arange(w.size).reshape(w.shape) % 4 == 0 if w.ndim == 2 else None, params)},
       'gradual': {'sparsity': 0.75, 'start_step': 2, 'end_step': 8, 'every_steps': 2}, 'one_shot': {'sparsity': 0.75, 'step': 5},
-      'top_kast': {'sparsity': 0.75, 'backward_sparsity': 0.5}, 'rigl': {'sparsity': 0.75, 'end_step': 9, 'every_steps': 2},
-      'set': {'sparsity': 0.75, 'end_step': 9, 'every_steps': 2}}.get(name, {'sparsity': 0.75})
+      'granet': {'sparsity': 0.75, 'start_step': 2, 'end_step': 8, 'every_steps': 2, 'initial_sparsity': 0.5},
+      'ac_dc': {'sparsity': 0.75, 'warmup_steps': 2, 'compressed_steps': 2, 'decompressed_steps': 1, 'end_step': 9},
+      'top_kast': {'sparsity': 0.75, 'backward_sparsity': 0.5},
+      **{rule: {'sparsity': 0.75, 'end_step': 9, 'every_steps': 2} for rule in ('rigl', 'set', 'snfs', 'dsr')}}.get(
+          name, {'sparsity': 0.75})
   distribution = {} if name == 'given' else {'distribution': distributions.uniform}
-  tx = powerprop.sparsify(optax.sgd(0.1), updaters.UPDATERS[name](**settings, **distribution), key=jax.random.key(1))
+  updater = updaters.UPDATERS[name](**settings, **distribution)
+  tx = powerprop.sparsify(optax.sgd(0.1), updater, key=jax.random.key(1))
   costs = flops.count(net.apply, params, x)
 
   state, seen, moved, update = tx.init(params), {}, {}, jax.jit(tx.update)
   for n in range(10):
-    seen[n], moved[n] = (flops.densities(costs, jax.tree.map(int, powerprop.masks.counts(tree))) for tree in state.masks)
+    seen[n], moved[n] = (flops.densities(costs, jax.tree.map(int, powerprop.masks.counts(tree)))
+                         for tree in (state.masks.forward, trained(state.masks)))
     grads = jax.tree.map(jnp.ones_like, params)
     updates, state = update(grads, state, params)
     params = optax.apply_updates(params, updates)
-  dense_steps = range(2, 9, 2) if name == 'rigl' else ()
+  dense_steps = {'rigl': range(2, 9, 2), 'granet': range(2, 8, 2), 'snfs': range(1, 9)}.get(name, ())
+  assert [n for n in range(1, 11) if updater.dense_gradient(n)] == list(dense_steps)   # the updater says the same
   found = flops.ratio(costs, flops.phases(10, seen, moved, dense_steps))
 
   d = np.full(10, 0.25)   # share of the layer's 64 weights that steps 1 to 10 see
@@ -329,6 +336,11 @@ def test_every_updater_by_its_measured_masks(name):
   if name == 'gradual':
     share = 1 - (1 - np.clip((np.arange(10) // 2 * 2 - 2) / 6, 0, 1)) ** 3
     d = 1 - np.round(48 * share) / 64
+  if name == 'granet':   # from 32 weights to 16
+    share = 1 - (1 - np.clip((np.arange(10) // 2 * 2 - 2) / 6, 0, 1)) ** 3
+    d = (32 - np.round(16 * share)) / 64
+  if name == 'ac_dc':   # masks change after the steps 2, 4, 5, 7, 8 and 9
+    d = np.array([1, 1, 0.25, 0.25, 1, 0.25, 0.25, 1, 1 / 4, 1 / 4])
   b = {'top_kast': np.full(10, 0.5), 'straight_through': np.ones(10)}.get(name, d.copy())
   b[[n - 1 for n in dense_steps]] = 1
   np.testing.assert_allclose(found, np.mean(2 * d + b) / 3, rtol=1e-6)

@@ -57,7 +57,8 @@ def shapes(name, image):
 
 @functools.cache
 def began(name):
-  return network(name).init(jax.random.key(0), jnp.zeros((1, *image_shape(name))), True)
+  init = jax.jit(network(name).init, static_argnums=2, compiler_options={'xla_backend_optimization_level': '0'})
+  return init(jax.random.key(0), jnp.zeros((1, *image_shape(name))), True)
 
 
 def weights(tree):
