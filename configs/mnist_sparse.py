@@ -2,8 +2,8 @@
 
 Our protocol: 9,000 steps of SGD with momentum 0.9 under a cosine with warm-up, batch 60. Every algorithm has the same budget of
 weights, shared out by ERK (SNIP, GraSP and SynFlow: by their scores); masks change every 100 steps and settle after three
-quarters of the training. The learning rate of each α is chosen on the validation images, from the same grid for both, with a seed
-of its own, at two of the sparsities, as the mean over TUNED, an algorithm of each family: RATES holds what was chosen.
+quarters of the training. The learning rate of each algorithm and α is chosen on the validation images, from the same grid for
+both powers, with a seed of its own, as the mean over two of the sparsities: RATES holds what was chosen.
 
   python -m experiments.main --config=configs/mnist_sparse.py:gradual --workdir=runs/mnist_sparse/gradual
   python -m experiments.main --config=configs/mnist_sparse.py:gradual_tuning --workdir=runs/mnist_sparse/gradual_tuning
@@ -18,8 +18,7 @@ ALGORITHMS = ('dense', 'one_shot', 'gradual', 'gradual_returns', 'straight_throu
               'snfs', 'dsr', 'set', 'synflow', 'grasp', 'snip', 'static')
 ALPHAS = (1.0, 2.0)
 GRID = (0.05, 0.1, 0.2, 0.3)
-TUNED = ('dense', 'gradual', 'rigl', 'static')
-RATES = (0.1, 0.1)   # of ALPHAS
+RATES = dict.fromkeys(ALGORITHMS, (0.1, 0.1))   # of ALPHAS
 
 
 def get_config(variant: str = 'gradual'):
@@ -39,7 +38,7 @@ def get_config(variant: str = 'gradual'):
   if tuning:
     config.sweep.seed, config.sweep.learning_rate, config.sweep.sparsity = (3,), GRID, (0.9, 0.98)
   else:
-    config.sweep.seed, config.alpha_rates, config.sweep.sparsity = (0, 1, 2), RATES, (0.8, 0.9, 0.95, 0.98)
+    config.sweep.seed, config.alpha_rates, config.sweep.sparsity = (0, 1, 2), RATES[algorithm], (0.8, 0.9, 0.95, 0.98)
   config.sweep.sparsity = (0.0,) if algorithm == 'dense' else config.sweep.sparsity
   config.prune.densities = (0.1, 0.02) if tuning else (0.2, 0.1, 0.05, 0.02)
   config.prune.output_factor = 1.0
