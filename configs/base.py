@@ -34,6 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.sweep.biases = ('plain',)                  # rows of BIASES in experiments/models.py: plain, reparameterised
   config.sweep.algorithm = ('dense',)               # rows of ALGORITHMS in experiments/algorithms.py; dense: prune afterwards
   config.sweep.sparsity = (0.0,)                    # shares of weights removed by the other algorithms; no part in 'dense'
+  config.sweep.penalty = (0.0,)                     # weights of the regularisers of soft_threshold, hard_concrete and the like
   config.momentum = 0.9                 # of the optimizers 'momentum' and 'momentum_decay'
   config.weight_decay = 1e-4            # of 'adamw' and 'momentum_decay'; acts on θ under target_propagation, on φ otherwise
 

@@ -3,11 +3,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 
+from experiments.train import OwnParameters
 from powerprop import distributions, updaters
 from powerprop.distributions import Distribution
-from powerprop.reparam import Tree
+from powerprop.parameterisations import Parameterisation, hard_concrete, soft_threshold, square_difference
+from powerprop.reparam import Tree, leaf_name
 from powerprop.sparse import SparsityUpdater
 
 DISTRIBUTIONS: dict[str, Distribution] = {
@@ -52,7 +55,7 @@ def ac_dc(sparsity: float, config: ml_collections.ConfigDict) -> SparsityUpdater
   return updaters.ac_dc(sparsity, phase, phase, phase, step_at(config.sparse.end_share, config), **layers(config))
 
 
-# (sparsity, config) → updater; None: dense training, pruned afterwards.
+# (sparsity, config) → updater; None: no masks in training.
 ALGORITHMS: dict[str, Callable[[float, ml_collections.ConfigDict], SparsityUpdater] | None] = {
     'dense': None,
     'static': lambda sparsity, config: updaters.static(sparsity, **layers(config)),
@@ -71,6 +74,27 @@ ALGORITHMS: dict[str, Callable[[float, ml_collections.ConfigDict], SparsityUpdat
     'gradual': gradual,
     'gradual_returns': lambda sparsity, config: gradual(sparsity, config, returns=True),
     'one_shot': lambda sparsity, config: updaters.one_shot(sparsity, step_at(config.sparse.end_share, config), **layers(config)),
+    'soft_threshold': None,
+    'hard_concrete': None,
+    'square_difference': None,
+}
+
+def half_squares(params: Tree) -> jax.Array:
+  """½ Σ x² over weights and thresholds: biases and normalisation are left out."""
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  chosen = [x for path, x in leaves if leaf_name(path).rpartition('/')[2] in ('w', 'w_threshold', 'w_v', 'w_u')]
+  return 0.5 * sum((jnp.sum(jnp.square(x)) for x in chosen), start=jnp.float32(0))
+
+
+def own_parameters(method: Parameterisation, regulariser: Callable[[Tree], jax.Array], zeros: bool) -> OwnParameters:
+  return OwnParameters(method.expand, method.fold, regulariser, zeros)
+
+
+# Networks with parameters of their own. They cannot be told a sparsity: `sweep.penalty` is their knob.
+OWN_PARAMETERS: dict[str, Callable[[], OwnParameters]] = {
+    'soft_threshold': lambda: own_parameters(soft_threshold(), half_squares, True),
+    'hard_concrete': lambda: own_parameters(gates := hard_concrete(), gates.penalty, True),
+    'square_difference': lambda: own_parameters(square_difference(), half_squares, False),
 }
 
 # (sparsity, config) → (loss of θ and a batch, network, θ, batches) → masks: for those that score weights before training, over

@@ -15,10 +15,10 @@ from experiments.errors import UserError
 Row = dict[str, Any]
 
 # What tells groups of networks apart; within a group the seed alone differs. 'run': among several workdirs.
-AXES = ('algorithm', 'alpha', 'optimizer', 'update', 'biases', 'scope', 'learning_rate', 'run')
-NET = ('alpha', 'seed', 'learning_rate', 'optimizer', 'update', 'biases', 'algorithm', 'sparsity')
+AXES = ('algorithm', 'alpha', 'optimizer', 'update', 'biases', 'scope', 'learning_rate', 'penalty', 'run')
+NET = ('alpha', 'seed', 'learning_rate', 'optimizer', 'update', 'biases', 'algorithm', 'sparsity', 'penalty')
 TEXT = ('optimizer', 'update', 'biases', 'algorithm', 'scope')
-LATER = {'algorithm': 'dense', 'sparsity': 0.0}   # columns that older runs lack, and what they would say
+LATER = {'algorithm': 'dense', 'sparsity': 0.0, 'penalty': 0.0}   # columns that older runs lack, and what they would say
 SHARES = ('density', 'validation_accuracy', 'test_accuracy', 'overlap', 'sign_flips', 'survivor_sign_flips',
           'survivors_from_smaller_half', 'forward_operations', 'training_operations')
 NAMES = {'alpha': 'α', 'optimizer': 'optimiser', 'sgd': 'SGD', 'adam': 'Adam', 'adamw': 'AdamW',

@@ -20,7 +20,7 @@ import powerprop
 from experiments import data as datasets
 from experiments import evaluate, report, train
 from experiments import workdir as workdirs
-from experiments.algorithms import ALGORITHMS, DISTRIBUTIONS, FIRST_MASKS
+from experiments.algorithms import ALGORITHMS, DISTRIBUTIONS, FIRST_MASKS, OWN_PARAMETERS
 from experiments.augment import AUGMENTATIONS
 from experiments.checkpoint import Checkpoints, pack, unpack
 from experiments.errors import UserError
@@ -112,6 +112,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   for key, rows in (('augment', AUGMENTATIONS), ('schedule', SCHEDULES), ('sparse.distribution', DISTRIBUTIONS)):
     need(value_of(key) in list(rows), key, f'one of {sorted(rows)}')
   need(all(is_number(s) and 0 <= s < 1 for s in config.sweep.sparsity), 'sweep.sparsity', 'a tuple of shares in [0, 1)')
+  need(all(is_number(p) and 0 <= p < float('inf') for p in config.sweep.penalty), 'sweep.penalty',
+       'a tuple of numbers of at least 0')
   for key in ('sparse.start_share', 'sparse.end_share', 'sparse.drop_fraction'):
     need(0 < value_of(key) <= 1, key, 'a share in (0, 1]')
   need(config.sparse.start_share <= config.sparse.end_share, 'sparse.end_share', 'at least sparse.start_share')
@@ -175,17 +177,17 @@ def make_groups(config: ml_collections.ConfigDict) -> list[train.Group]:
 
 
 def make_group(config: ml_collections.ConfigDict, axes: dict[str, Any]) -> train.Group:
-  reparam = powerprop.powerpropagation(axes['alpha'], BIASES[axes['biases']])
-
-  own = config.alpha_rates and config.alpha_rates[config.sweep.alpha.index(axes['alpha'])]
+  where = is_factor if axes['algorithm'] == 'square_difference' else BIASES[axes['biases']]
+  reparam = powerprop.powerpropagation(axes['alpha'], where)
 
   def dense(rate):
-    rate = own or rate
+    rate = rate_of(config, axes) or rate
     return UPDATES[axes['update']](OPTIMIZERS[axes['optimizer']](rate, config), reparam)
 
-  make = ALGORITHMS[axes['algorithm']]
+  make, own_parameters = ALGORITHMS[axes['algorithm']], OWN_PARAMETERS.get(axes['algorithm'])
   if make is None:
-    return train.Group(axes, reparam, lambda rate, key, first: dense(rate))
+    own = own_parameters and own_parameters()
+    return train.Group(axes, reparam, lambda rate, key, first: dense(rate), own=own)
   weights = reparam._replace(where=powerprop.powerpropagation(axes['alpha']).where)   # biases are never masked
   updater = make(axes['sparsity'], config)
   scored = FIRST_MASKS.get(axes['algorithm'])
@@ -196,9 +198,20 @@ def make_group(config: ml_collections.ConfigDict, axes: dict[str, Any]) -> train
   return train.Group(axes, reparam, sparse, True, updater.dense_gradient, scored and scored(axes['sparsity'], config))
 
 
+def is_factor(name: str, leaf: Any) -> bool:
+  """v and u of v⊙v − u⊙u."""
+  return name.endswith(('/w_v', '/w_u'))
+
+
+def rate_of(config: ml_collections.ConfigDict, axes: Mapping[str, Any]) -> float | None:
+  """The learning rate of the group's power, where powers have rates of their own."""
+  return config.alpha_rates[config.sweep.alpha.index(axes['alpha'])] if config.alpha_rates else None
+
+
 def make_nets(config: ml_collections.ConfigDict) -> train.Nets:
-  seeds, rates = zip(*itertools.product(config.sweep.seed, config.sweep.learning_rate), strict=True)
-  return train.Nets(np.array(seeds, np.int32), np.array(rates, np.float32))
+  sweep = config.sweep
+  columns = zip(*itertools.product(sweep.seed, sweep.learning_rate, sweep.penalty), strict=True)
+  return train.Nets(*(np.array(column, dtype) for column, dtype in zip(columns, (np.int32, np.float32, np.float32), strict=True)))
 
 
 def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: hk.TransformedWithState, start: Any,
@@ -357,15 +370,17 @@ def evaluate_groups(config, groups, net, model: Model, theta0, slots, states, da
 
   outcome = []
   for i, (group, slot, state) in enumerate(zip(groups, slots, states, strict=True)):
-    before, after = by_place(theta0, slot.source), jax.jit(group.reparam.weights, out_shardings=train.by_net(mesh))(state.phi)
-    trained = state.opt_state.masks.forward if group.sparse else None
+    final = jax.jit(jax.vmap(lambda s, g=group: (train.final_weights(g, s.phi), train.final_masks(g, s))),
+                    out_shardings=train.by_net(mesh))
+    before, (after, trained) = by_place(theta0, slot.source), final(state)
     scopes = scopes_of(group, config)
     measured = programs[scopes](before, after, state.net_state, trained, slot.number, counts, figure_counts, batches,
                                 data['validation'], data['test'])
     theta_before, theta_after, survivors = to_host(shown(before, after, trained, slot.place[0]))
     outcome.append({'evaluation': train.gather([to_host(measured)], [slot])[0],
                     'sample': evaluate.sample_weights(theta_before, theta_after, survivors, prune.sampled_weights),
-                    'kept': to_host(train.gather([state.opt_state.kept.forward], [slot])[0]) if group.sparse else {},
+                    'kept': {} if trained is None else to_host(jax.jit(jax.vmap(powerprop.masks.counts))(
+                        train.gather([trained], [slot])[0])),
                     'weights': sum(x.size for x in jax.tree.leaves(survivors))})
     say(f'evaluated group {i + 1}/{len(groups)}: {group_name(group, config)}')
   return outcome
@@ -373,7 +388,7 @@ def evaluate_groups(config, groups, net, model: Model, theta0, slots, states, da
 
 def scopes_of(group: train.Group, config: ml_collections.ConfigDict) -> tuple[str, ...]:
   """How the networks of a group are pruned after training; those that are sparse already are not."""
-  return (evaluate.TRAINED,) if group.sparse else tuple(config.prune.scopes)
+  return (evaluate.TRAINED,) if group.sparse or (group.own and group.own.zeros) else tuple(config.prune.scopes)
 
 
 def workdir_files(workdir: pathlib.Path, config, groups, nets, sizes, outcome, shares_of_dense) -> None:
@@ -381,14 +396,15 @@ def workdir_files(workdir: pathlib.Path, config, groups, nets, sizes, outcome, s
   results, overlap, statistics = [], [], []
   for group, found, cost in zip(groups, outcome, shares_of_dense, strict=True):
     e = found['evaluation']
-    for k, (seed, rate) in enumerate(zip(nets.seed.tolist(), nets.learning_rate, strict=True)):
-      own = config.alpha_rates and config.alpha_rates[config.sweep.alpha.index(group.axes['alpha'])]
+    for k, (seed, rate, penalty) in enumerate(zip(nets.seed.tolist(), nets.learning_rate, nets.penalty, strict=True)):
+      own = rate_of(config, group.axes)
       axes = {'alpha': float(group.axes['alpha']), 'seed': seed, 'learning_rate': float(str(own or rate)),
-              **{axis: group.axes[axis] for axis in (*STATIC_AXES, 'sparsity')}}
+              **{axis: group.axes[axis] for axis in (*STATIC_AXES, 'sparsity')}, 'penalty': float(str(penalty))}
       statistics.append(axes | {name: float(v[k]) for name, v in e.statistics.items()}
                         | {name: v[k] for name, v in cost.items()})
-      densities = [float(e.kept[k, 0, 0]) / found['weights']] if group.sparse else config.prune.densities
-      for (s, scope), (d, density) in itertools.product(enumerate(scopes_of(group, config)), enumerate(densities)):
+      scopes = scopes_of(group, config)
+      densities = [float(e.kept[k, 0, 0]) / found['weights']] if scopes == (evaluate.TRAINED,) else config.prune.densities
+      for (s, scope), (d, density) in itertools.product(enumerate(scopes), enumerate(densities)):
         row = axes | {'scope': scope, 'density': density}
         # A network of NaN puts all images into one class; its tenth of hits would pass for an accuracy.
         shares = {'validation_accuracy': int(e.validation[k, s, d]) / sizes['validation'],

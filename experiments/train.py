@@ -15,7 +15,7 @@ from powerprop import flops
 from powerprop.reparam import Reparam, Tree
 
 NETS = 'nets'   # the one mesh axis: the networks of a group are dealt out to the devices
-MASKS = 2       # the stream of random masks; 0, 1 and 3 are initialisation, batches and augmentation
+MASKS = 2       # the stream of random masks; others are initialisation (0), batches (1), augmentation (3) and gates (4)
 SCORED = 4      # batches on which masks are scored at the start
 
 
@@ -23,6 +23,14 @@ class TrainState(NamedTuple):
   phi: Tree
   opt_state: Any
   net_state: Tree   # running averages of BatchNorm; empty for networks without it
+
+
+class OwnParameters(NamedTuple):
+  """STR, L0 and their kin."""
+  expand: Callable[[Tree], Tree]                # θ → parameters
+  fold: Callable[[Tree, Any], Tree]             # (parameters, key or None) → θ
+  regulariser: Callable[[Tree], jax.Array]      # parameters → scalar, which `penalty` weighs in the loss
+  zeros: bool                                   # are pruned weights exactly 0?
 
 
 class Group(NamedTuple):
@@ -33,12 +41,14 @@ class Group(NamedTuple):
   sparse: bool = False                                          # is there a `sparsify` in the chain?
   dense_gradient: Callable[[Any], Any] = lambda step: False     # does the algorithm look at the gradient of all weights now?
   first_masks: Callable[..., Tree] | None = None                # (loss, network, θ, batches) → masks, scored at the start
+  own: OwnParameters | None = None                              # parameters that the network has in place of its weights
 
 
 class Nets(NamedTuple):
   """What tells the networks of a group apart; [K] each."""
   seed: np.ndarray             # int32
   learning_rate: np.ndarray    # float32
+  penalty: np.ndarray          # float32: weight of the regulariser of networks with parameters of their own
 
 
 class Slots(NamedTuple):
@@ -64,21 +74,35 @@ class Batches(NamedTuple):
 
 
 def train_step(loss_fn: Callable[..., Any], group: Group, tx: optax.GradientTransformation, state: TrainState, step: Any,
-               images: jax.Array, labels: jax.Array) -> tuple[TrainState, jax.Array]:
+               images: jax.Array, labels: jax.Array, key: Any = None, penalty: Any = 0.0) -> tuple[TrainState, jax.Array]:
   """One step of one network: images float [B, H, W, C] in [0, 1], labels int32 [B] → state and loss before the step.
 
-  `step`: updates applied before this one; where it is not mapped over networks, an update of masks stays a branch.
+  `step`: updates applied before this one; where it is not mapped over networks, an update of masks stays a branch. `key` and
+  `penalty` are for networks with parameters of their own.
   """
-  theta = seen(group, state)
-  (loss, net_state), grads = jax.value_and_grad(loss_fn, has_aux=True)(theta, state.net_state, images, labels)
+  def objective(params):
+    theta = params if group.own is None else group.own.fold(params, key)
+    loss, net_state = loss_fn(theta, state.net_state, images, labels)
+    return loss if group.own is None else loss + penalty * group.own.regulariser(params), (loss, net_state)
+
+  params = group.reparam.weights(state.phi)
+  params = powerprop.masked(state.opt_state, params) if group.sparse else params   # what the network sees
+  grads, (loss, net_state) = jax.grad(objective, has_aux=True)(params)
   updates, opt_state = tx.update(grads, state.opt_state, state.phi, step=step)
   return TrainState(optax.apply_updates(state.phi, updates), opt_state, net_state), loss
 
 
-def seen(group: Group, state: TrainState) -> Tree:
-  """θ as the network sees it: masked, where the algorithm masks."""
-  theta = group.reparam.weights(state.phi)
-  return powerprop.masked(state.opt_state, theta) if group.sparse else theta
+def final_weights(group: Group, phi: Tree) -> Tree:
+  """θ of a trained network, before any mask."""
+  params = group.reparam.weights(phi)
+  return params if group.own is None else group.own.fold(params, None)
+
+
+def final_masks(group: Group, state: TrainState) -> Tree | None:
+  """The masks that training has made, or None where it has made none."""
+  if group.own is not None:
+    return powerprop.parameterisations.nonzero(final_weights(group, state.phi)) if group.own.zeros else None
+  return state.opt_state.masks.forward if group.sparse else None
 
 
 def make_loss(net: hk.TransformedWithState) -> Callable[..., Any]:
@@ -103,7 +127,7 @@ def make_init(groups: Sequence[Group], slots: Sequence[Slots], net: hk.Transform
   """The program (θ0, network states, data) by network → states of each group by place, leaves [n·S, ...]."""
   loss_fn = make_loss(net)
 
-  def one(group, data, theta, net_state, seed, learning_rate):
+  def one(group, data, theta, net_state, seed, learning_rate, penalty):
     def loss(theta, batch):   # batch statistics, as at the first step of training
       return loss_fn(theta, net_state, *batch)[0]
     def network(theta, images):
@@ -113,7 +137,7 @@ def make_init(groups: Sequence[Group], slots: Sequence[Slots], net: hk.Transform
       scored = SCORED, min(batch_size, data.labels.size // SCORED)
       pick = jax.random.choice(stream(seed, MASKS), data.labels.size, scored, False)
       first = group.first_masks(loss, network, theta, (pixels(data.images[pick]), data.labels[pick]))
-    phi = group.reparam.inverse(theta)
+    phi = group.reparam.inverse(theta if group.own is None else group.own.expand(theta))
     return TrainState(phi, group.optimizer(learning_rate, stream(seed, MASKS), first).init(phi), net_state)
 
   def init(theta0, net_states, data):
@@ -142,6 +166,10 @@ def augment_key(seed: Any, step: Any) -> jax.Array:
   return jax.random.fold_in(stream(seed, 3), step)
 
 
+def gates_key(seed: Any, step: Any) -> jax.Array:
+  return jax.random.fold_in(stream(seed, 4), step)
+
+
 def pixels(images: jax.Array) -> jax.Array:
   """uint8 → float32 in [0, 1]."""
   return images.astype(jnp.float32) / 255
@@ -163,7 +191,7 @@ def make_epoch(groups: Sequence[Group], net: hk.TransformedWithState, batch_size
   if batched is None:
     batched = mesh.devices.flat[0].platform != 'cpu'
 
-  def one_net(group, data, number, first, last, state, seed, learning_rate):
+  def one_net(group, data, number, first, last, state, seed, learning_rate, penalty):
     tx = group.optimizer(learning_rate, stream(seed, MASKS), None)
     order = jax.random.permutation(batches_key(seed, number), data.labels.size)
     before = number * (data.labels.size // batch_size)   # steps of the epochs before
@@ -173,7 +201,8 @@ def make_epoch(groups: Sequence[Group], net: hk.TransformedWithState, batch_size
       pick = jax.lax.dynamic_slice_in_dim(order, t * batch_size, batch_size)
       images = data.images[pick] if augment is None else augment(augment_key(seed, before + t), data.images[pick])
       now = tally(group, state, before + t)
-      state, loss = train_step(loss_fn, group, tx, state, before + t, pixels(images), data.labels[pick])
+      state, loss = train_step(loss_fn, group, tx, state, before + t, pixels(images), data.labels[pick],
+                               gates_key(seed, before + t), penalty)
       return state, jax.tree.map(jnp.add, total, now._replace(loss=loss))
 
     zeros = jax.tree.map(jnp.zeros_like, tally(group, state, before))

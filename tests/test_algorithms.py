@@ -150,3 +150,40 @@ def test_mistakes(data_dir, key, value, message):
 def test_what_fits_no_network_is_a_mistake_of_the_user(data_dir, tmp_path, change, message):
   with pytest.raises(UserError, match=message):
     supervised.run(make_config(data_dir, **change), tmp_path)
+
+
+# ---- networks with parameters of their own -------------------------------------------------------------------------
+
+
+def test_thresholds_and_gates_reach_what_they_report(data_dir, tmp_path):
+  """STR and L0 at two penalties, v⊙v − u⊙u pruned afterwards: counts and accuracies by NumPy from the checkpoint."""
+  names = ('soft_threshold', 'hard_concrete', 'square_difference')
+  supervised.run(make_config(data_dir, **{'sweep.algorithm': names, 'sweep.penalty': (0.0, 0.02), 'sweep.seed': (0,),
+                                          'sweep.alpha': (2.0,), 'alpha_rates': (0.1,)}), tmp_path)
+  rows = read_csv(tmp_path / 'results.csv')
+  assert [(row['algorithm'], row['penalty']) for row in rows] == [(name, p) for name in names for p in ('0.0', '0.02')]
+  with ocp.StandardCheckpointer() as checkpointer:
+    groups = checkpointer.restore(tmp_path / 'checkpoints' / str(STEPS) / 'default')
+  _, _, images, labels = tiny.ARRAYS
+  for row, (group, k) in zip(rows, itertools.product(groups, range(2)), strict=True):
+    x, kept = images.reshape(len(images), -1) / 255, 0
+    for i, layer in enumerate(LAYERS):
+      p = {name: np.asarray(v[k], np.float64) for name, v in group['phi'][layer].items()}
+      p |= {name: np.sign(p[name]) * p[name]**2 for name in ('w', 'w_v', 'w_u') if name in p}
+      if row['algorithm'] == 'soft_threshold':
+        theta = np.sign(p['w']) * np.maximum(np.abs(p['w']) - 1 / (1 + np.exp(-p['w_threshold'])), 0)
+      elif row['algorithm'] == 'hard_concrete':
+        theta = p['w'] * np.clip(1.2 / (1 + np.exp(-p['w_gate'])) - 0.1, 0, 1)
+      else:
+        theta = p['w_v']**2 - p['w_u']**2
+        theta = np.where(np.abs(theta) >= np.sort(np.abs(theta).ravel())[-theta.size // 5], theta, 0)
+      kept += np.sum(theta != 0)
+      x = x @ theta + p['b']
+      x = np.maximum(x, 0) if i == 0 else x
+    assert int(row['kept']) == kept and row['scope'] == ('layer' if row['algorithm'] == 'square_difference' else 'trained')
+    assert float(row['test_accuracy']) == np.mean(np.argmax(x, 1) == labels)
+  kept = {(row['algorithm'], row['penalty']): int(row['kept']) for row in rows}
+  assert kept['soft_threshold', '0.02'] < kept['soft_threshold', '0.0']
+  costs = {(row['algorithm'], row['penalty']): float(row['forward_operations']) for row in read_csv(tmp_path / 'statistics.csv')}
+  assert costs['soft_threshold', '0.02'] == pytest.approx(kept['soft_threshold', '0.02'] / WEIGHTS)
+  assert costs['square_difference', '0.0'] == 1

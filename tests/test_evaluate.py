@@ -96,7 +96,7 @@ def test_networks_of_a_group_as_in_numpy():
   stacked = jax.tree.map(lambda *k: np.array(k, np.int32), *rows)
 
   mesh = jax.make_mesh((2,), (train.NETS,), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:2])
-  (slots,) = train.deal(train.Nets(seeds, np.ones(3, np.float32)), 1, 2)
+  (slots,) = train.deal(train.Nets(seeds, *np.ones((2, 3), np.float32)), 1, 2)
   before, after = train.scatter([theta0, theta], [slots, slots])
   found = evaluate.make_evaluate(NET, scopes, mesh)(before, after, {}, None, slots.number, stacked, trees([24, 16]), NONE,
                                                      validation, test)

@@ -31,7 +31,7 @@ def run(*flags):
 def test_a_suite(tmp_path):
   config = tmp_path / 'small.py'
   config.write_text(CONFIG)
-  flags = [f'--config={config}', f'--workdir={tmp_path / "runs"}', '--', "--config.prune.densities=(0.5,)", '--config.report=()']
+  flags = [f'--config={config}', f'--workdir={tmp_path / "runs"}', '--', '--config.prune.densities=(0.5,)', '--config.report=()']
   first = run(*flags)
   assert first.returncode == 0, first.stderr
   assert '1/2: static' in first.stdout and '2/2: gradual' in first.stdout

@@ -282,7 +282,7 @@ def test_results_are_those_of_the_weights_in_the_checkpoint(finished, weights, i
   for row, other, (alpha, seed, rate, scope, density) in zip(results, overlap, wanted, strict=True):
     axes = {'alpha': str(alpha), 'seed': str(seed), 'learning_rate': str(rate), 'optimizer': 'sgd',
             'update': 'target_propagation', 'biases': 'plain', 'algorithm': 'dense',
-            'sparsity': '0.0', 'scope': scope, 'density': str(density)}
+            'sparsity': '0.0', 'penalty': '0.0', 'scope': scope, 'density': str(density)}
     theta = weights[alpha, (seed, rate)]
     masks, old = numpy_masks(theta, density, scope), numpy_masks(initial_weights[seed], density, scope)
     agree = np.concatenate([(a == b).ravel() for a, b in zip(masks, old, strict=True)])

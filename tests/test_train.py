@@ -20,7 +20,7 @@ def make_group(alpha, update='target_propagation', biases='plain', chain=optax.s
 
 
 def make_nets(seeds, rates=RATE):
-  return train.Nets(np.array(seeds, np.int32), np.broadcast_to(np.float32(rates), len(seeds)))
+  return train.Nets(np.array(seeds, np.int32), np.broadcast_to(np.float32(rates), len(seeds)), np.zeros(len(seeds), np.float32))
 
 
 def mesh_of(devices):
@@ -228,7 +228,7 @@ def test_the_same_network_by_every_road():
 
 @given(groups=st.integers(1, 7), k=st.integers(1, 9), devices=st.integers(1, 12))
 def test_deal(groups, k, devices):
-  nets = train.Nets(np.arange(100, 100 + k, dtype=np.int32), np.linspace(0.1, 1, k, dtype=np.float32))
+  nets = train.Nets(np.arange(100, 100 + k, dtype=np.int32), *np.linspace([0.1, 2], [1, 3], k, dtype=np.float32, axis=1))
   slots = train.deal(nets, groups, devices)
   assert len(slots) == groups
   total = np.zeros(devices, int)
@@ -240,6 +240,7 @@ def test_deal(groups, k, devices):
     np.testing.assert_array_equal(slot.source[slot.place], np.arange(k))
     np.testing.assert_array_equal(slot.nets.seed[slot.place], nets.seed)
     np.testing.assert_array_equal(slot.nets.learning_rate, nets.learning_rate[slot.source])
+    np.testing.assert_array_equal(slot.nets.penalty, nets.penalty[slot.source])
     # Those of a device come first on it, `number` of them.
     device, rank = np.divmod(slot.place, places)
     for d in range(devices):
