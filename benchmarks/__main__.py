@@ -1,7 +1,7 @@
 """Measures how fast this is, against what one would write by hand, and prints all figures and their targets in one table.
 
-  python -m benchmarks                     all of it: about four minutes on two free cores
-  python -m benchmarks --quick             shorter turns: about one minute, less exact
+  python -m benchmarks                     all of it: about six minutes on two free cores
+  python -m benchmarks --quick             shorter turns: about two minutes, less exact
   python -m benchmarks --only=step         one part; may be given several times
 
 Every ratio is the median over rounds in which both sides took turns in one process; its range tells how quiet the machine was.
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import app, flags, logging
 
-from benchmarks import thresholds, training
+from benchmarks import sparse, thresholds, training
 from benchmarks.paired import Row
 from configs import mnist_lenet
 from experiments import data as datasets
@@ -32,9 +32,10 @@ MEASUREMENTS: dict[str, Callable[[train.Batches, bool], list[Row]]] = {
     'update': lambda data, quick: training.updates(data, plan(quick)),
     'sweep': lambda data, quick: training.sweep(data, plan(quick)),
     'thresholds': lambda data, quick: thresholds.run(quick),
+    'sparse': lambda data, quick: sparse.run(quick),
 }
 
-QUICK = flags.DEFINE_bool('quick', False, 'Measure less: about a minute instead of four.')
+QUICK = flags.DEFINE_bool('quick', False, 'Measure less: about two minutes instead of six.')
 ONLY = flags.DEFINE_multi_enum('only', [], list(MEASUREMENTS), 'Measure this alone; may be given several times.')
 OUT = flags.DEFINE_string('out', 'runs/benchmarks.json', "File for the rows as JSON; '' for none.")
 

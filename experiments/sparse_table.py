@@ -15,9 +15,22 @@ import numpy as np
 from absl import app, flags
 
 from experiments import figures
-from experiments.algorithms import ALGORITHMS
+from experiments.algorithms import ALGORITHMS, OWN_PARAMETERS
 from experiments.errors import UserError
-from experiments.results import Row, Summary, Table, best_learning_rates, groups, markdown, mean_sd, read_run, share, summarise
+from experiments.evaluate import TRAINED
+from experiments.results import (
+  NET,
+  Row,
+  Summary,
+  Table,
+  best_learning_rates,
+  groups,
+  markdown,
+  mean_sd,
+  read_run,
+  share,
+  summarise,
+)
 from experiments.workdir import write_atomic, write_csv
 
 OUT = flags.DEFINE_string('out', None, 'Required. Directory for table.md, cells.csv and figures/; made if it is not there.')
@@ -36,6 +49,7 @@ class Cell(NamedTuple):
   by_seed: dict[int, float]
   training_operations: Summary     # share of those of dense training
   rates: list[float]
+  reached: float | None = None     # mean density, where it cannot be asked for
 
 
 def main(argv: list[str]) -> None:
@@ -69,20 +83,37 @@ def read_cells(workdirs: Sequence[Path]) -> dict[tuple[str, float, float], Cell]
       if any(key == other[:2] for other in found):
         raise UserError(f'{workdir} has networks of {key[0]} at α = {key[1]:g}, as another of these runs has.')
       best = best_learning_rates(rows) if len(groups(rows, ['learning_rate'])) > 1 else rows
-      for (density,), some in groups([row | {'density': nominal(row)} for row in best], ['density']).items():
+      by_density = groups([row | {'density': nominal(row)} for row in best], ['density'])
+      if key[0] in OWN_PARAMETERS and best[0]['scope'] == TRAINED:
+        by_density = nearest_penalties(best, run.config['prune']['densities'])
+      for (density,), some in by_density.items():
         accuracies = {int(row['seed']): row['test_accuracy'] for row in some}
+        reached = None if nominal(some[0]) == density else float(np.mean([row['kept'] / row['weights'] for row in some]))
         found[(*key, density)] = Cell(summarise(accuracies.values()), accuracies, summarise(spent[net_of(row)] for row in some),
-                                      sorted({row['learning_rate'] for row in some}))
+                                      sorted({row['learning_rate'] for row in some}), reached)
   return found
 
 
 def nominal(row: Row) -> float:
   """The density that was asked for; what training reached may differ from it by the rounding to whole weights."""
-  return row['density'] if row['algorithm'] == 'dense' else round(1 - row['sparsity'], 9)
+  return row['density'] if row['scope'] != TRAINED else round(1 - row['sparsity'], 9)
+
+
+def nearest_penalties(rows: Sequence[Row], densities: Sequence[float]) -> dict[tuple[float], list[Row]]:
+  """For each density the networks of the penalty whose mean density is nearest to it, by ratio. A penalty that leaves nothing
+  is out of the question."""
+  means = {key: float(np.mean([row['kept'] / row['weights'] for row in some])) for key, some in groups(rows, ['penalty']).items()}
+  means = {key: mean for key, mean in means.items() if mean > 0}
+  if not means:
+    return {}
+
+  def nearest(density: float) -> tuple[Any, ...]:
+    return min(means, key=lambda key: abs(np.log(means[key] / density)))
+  return {(density,): groups(rows, ['penalty'])[nearest(density)] for density in densities}
 
 
 def net_of(row: Row) -> tuple[Any, ...]:
-  return tuple(row[name] for name in ('algorithm', 'sparsity', 'alpha', 'seed', 'learning_rate', 'optimizer', 'update', 'biases'))
+  return tuple(row[name] for name in NET)
 
 
 def axes(cells: dict[tuple[str, float, float], Cell]) -> tuple[list[str], list[float], list[float]]:
@@ -115,7 +146,7 @@ def table(cells: dict[tuple[str, float, float], Cell]) -> Table:
       rates = sorted({rate for cell in known for rate in cell.rates})
       lines.append([TITLES.get(name, name), f'{alpha:g}', ' '.join(f'{rate:g}' for rate in rates),
                     ' to '.join(dict.fromkeys((cost[0][0], cost[-1][0]))),
-                    *(percent(cell.accuracy) if cell else '' for cell in row)])
+                    *(percent(cell.accuracy) + reached(cell) if cell else '' for cell in row)])
     if len(powers) > 1:
       gained = [percent(gains(cells, name, density), '+') for density in densities]
       lines.append([TITLES.get(name, name), 'gain', '', '', *gained])
@@ -130,6 +161,10 @@ def text(cells: dict[tuple[str, float, float], Cell]) -> str:
           f'networks.{gain}\n\n{markdown(table(cells))}\n')
 
 
+def reached(cell: Cell) -> str:
+  return '' if cell.reached is None else f' (at {share(cell.reached)})'
+
+
 def percent(summary: Summary, sign: str = '') -> str:
   return mean_sd(Summary(100 * summary.mean, 100 * summary.sd, summary.n), 2, sign)
 
@@ -137,7 +172,8 @@ def percent(summary: Summary, sign: str = '') -> str:
 def rows_of(cells: dict[tuple[str, float, float], Cell]) -> list[Row]:
   return [{'algorithm': name, 'alpha': alpha, 'density': density, 'n': cell.accuracy.n, 'test_accuracy': cell.accuracy.mean,
            'sd': cell.accuracy.sd, 'training_operations': cell.training_operations.mean,
-           'learning_rates': ' '.join(f'{rate:g}' for rate in cell.rates)}
+           'learning_rates': ' '.join(f'{rate:g}' for rate in cell.rates),
+           'reached': '' if cell.reached is None else cell.reached}
           for (name, alpha, density), cell in cells.items()]
 
 

@@ -1,5 +1,6 @@
 """Tables of sparse training: numbers by hand from made-up runs."""
 import csv
+import json
 import math
 
 import made_runs
@@ -13,13 +14,13 @@ from experiments.results import read_run
 def made(path, rows, cost=0.25):
   """A workdir with rows of sparse training; `cost`: operations of training as a share of dense."""
   made_runs.make_workdir(path, rows)
-  nets = {tuple(row[axis] for axis in NET): row for row in rows}.values()
-  made_runs.write_csv(path / 'statistics.csv', [{axis: row[axis] for axis in NET} | {
+  nets = {tuple(row.get(axis, 0.0) for axis in NET): row for row in rows}.values()
+  made_runs.write_csv(path / 'statistics.csv', [{axis: row.get(axis, 0.0) for axis in NET} | {
     'kurtosis': 1.0, 'forward_operations': 1 - row['sparsity'], 'training_operations': cost} for row in nets])
   return path
 
 
-NET = (*made_runs.AXES, 'algorithm', 'sparsity')
+NET = (*made_runs.AXES, 'algorithm', 'sparsity', 'penalty')
 
 
 def row(test, algorithm, sparsity, **rest):
@@ -69,6 +70,21 @@ def test_the_best_rate_is_chosen_by_validation(tmp_path):
           for rate, test, validation in ((0.1, 0.9, 0.5), (0.2, 0.6, 0.8), (0.3, 0.7, 0.7))]
   (cell,) = sparse_table.read_cells([made(tmp_path / 'set', rows)]).values()
   assert cell.rates == [0.2] and cell.accuracy.mean == 0.6
+
+
+def test_what_cannot_be_told_a_density_shows_the_nearest(tmp_path):
+  """STR: of three penalties, the one whose mean density is nearest by ratio, and that density."""
+  rows = [made_runs.row(test, density=density, scope='trained', seed=seed)
+          | {'algorithm': 'soft_threshold', 'sparsity': 0.0, 'penalty': penalty}
+          for penalty, test, densities in ((1e-4, 0.9, (0.5, 0.3)), (1e-3, 0.8, (0.14, 0.1)), (1e-2, 0.7, (0.0, 0.0)))
+          for seed, density in enumerate(densities)]
+  path = made(tmp_path / 'str', rows)
+  config = json.loads((path / 'config.json').read_text())
+  (path / 'config.json').write_text(json.dumps(config | {'prune': config['prune'] | {'densities': [0.3, 0.02]}}))
+  cells = sparse_table.read_cells([path])
+  assert {key[2]: (cell.accuracy.mean, cell.reached) for key, cell in cells.items()} == {
+    0.3: (pytest.approx(0.9), pytest.approx(0.4)), 0.02: (pytest.approx(0.8), pytest.approx(0.12))}
+  assert sparse_table.table(cells).rows == [['STR', '1', '0.1', '25', '90.00 ± 0.00 (at 40 %)', '80.00 ± 0.00 (at 12 %)']]
 
 
 def test_files_and_what_is_left_out(runs, tmp_path, monkeypatch, capsys):
