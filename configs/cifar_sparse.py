@@ -7,15 +7,15 @@ steps and settle after three quarters. The learning rate of each α is chosen as
   python -m experiments.main --config=configs/cifar_sparse.py:gradual --workdir=runs/cifar_sparse/gradual
   python -m experiments.main --config=configs/cifar_sparse.py:gradual_tuning --workdir=runs/cifar_sparse/gradual_tuning
 
-8 networks, and 8 networks for the choice of the rate; so for each of ALGORITHMS. Dense networks, pruned after training: 4
-networks, and 8 networks. All that is missing: `python -m experiments.suite --config=configs/cifar_sparse.py
+8 networks, and 8 networks for the choice of the rate; so for each of ALGORITHMS. Dense networks, pruned after training, have no
+sparsity of their own: 4 networks, and 8 networks. All that is missing: `python -m experiments.suite --config=configs/cifar_sparse.py
 --workdir=runs/cifar_sparse`. Results are in RESULTS.md, times in run.json beside them.
 """
 from configs import base
 
 ALGORITHMS = ('dense', 'gradual', 'top_kast', 'rigl', 'static')
 ALPHAS = (1.0, 2.0)
-GRID = (0.02, 0.05, 0.1, 0.2)
+GRID = (0.01, 0.03, 0.1, 0.2)
 TUNED = ('dense', 'gradual', 'static')
 RATES = (0.1, 0.1)   # of ALPHAS
 
