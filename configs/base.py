@@ -52,6 +52,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.sparse.backward_factor = 2.0   # top_kast: the density of the backward set, in those of the forward set
   config.sparse.decay = 1e-4            # top_kast: strength of the exploration decay
 
+  # The protocol 'lottery': rounds of training, pruning and rewinding.
+  config.lottery = ml_collections.ConfigDict()
+  config.lottery.rounds = 17            # after the dense one; 0.8^17 is 2.3 %
+  config.lottery.prune_share = 0.2      # of the weights left, in each round; half of it in the output layer
+  config.lottery.rewind_steps = 0       # what is left goes back to its values after so many steps; 0: initialisation
+
   # Pruning by |θ| after training, without fine-tuning: of networks that were trained dense.
   config.prune = ml_collections.ConfigDict()
   config.prune.densities = tuple(float(p) for p in np.geomspace(0.01, 1, 20))   # shares kept of a hidden layer

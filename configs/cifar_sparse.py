@@ -8,8 +8,8 @@ steps and settle after three quarters. The learning rate of each α is chosen as
   python -m experiments.main --config=configs/cifar_sparse.py:gradual_tuning --workdir=runs/cifar_sparse/gradual_tuning
 
 8 networks, and 8 networks for the choice of the rate; so for each of ALGORITHMS. Dense networks, pruned after training, have no
-sparsity of their own: 4 networks, and 8 networks. All that is missing: `python -m experiments.suite --config=configs/cifar_sparse.py
---workdir=runs/cifar_sparse`. Results are in RESULTS.md, times in run.json beside them.
+sparsity of their own: 4 networks, and 8 networks. `python -m experiments.suite --config=... --workdir=runs/cifar_sparse` runs all
+that is missing. Results are in RESULTS.md, times in run.json beside them.
 """
 from configs import base
 

@@ -42,8 +42,8 @@ PROCESS = flags.DEFINE_integer('process', None, 'Number of this process, 0 to --
 
 def protocols():
   """Name → run(config, workdir). Imported late, so that --help and a mistake in a flag do not wait for JAX."""
-  from experiments import supervised
-  return {'supervised': supervised.run}
+  from experiments import lottery, supervised
+  return {'supervised': supervised.run, 'lottery': lottery.run}
 
 
 def main(argv: list[str]) -> None:

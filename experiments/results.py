@@ -20,7 +20,8 @@ NET = ('alpha', 'seed', 'learning_rate', 'optimizer', 'update', 'biases', 'algor
 TEXT = ('optimizer', 'update', 'biases', 'algorithm', 'scope')
 LATER = {'algorithm': 'dense', 'sparsity': 0.0, 'penalty': 0.0}   # columns that older runs lack, and what they would say
 SHARES = ('density', 'validation_accuracy', 'test_accuracy', 'overlap', 'sign_flips', 'survivor_sign_flips',
-          'survivors_from_smaller_half', 'forward_operations', 'training_operations')
+          'survivors_from_smaller_half', 'forward_operations')
+PERCENT = (*SHARES, 'training_operations')   # the latter may be several times that of a dense network
 NAMES = {'alpha': 'α', 'optimizer': 'optimiser', 'sgd': 'SGD', 'adam': 'Adam', 'adamw': 'AdamW',
          'learning_rate': 'learning rate', 'target_propagation': 'target propagation', 'layer': 'layer-wise',
          'sign_flips': 'sign flips (%)', 'survivor_sign_flips': 'sign flips of survivors (%)',
@@ -249,7 +250,7 @@ def statistics_table(rows: Sequence[Row]) -> Table:
   axes, names = varying(rows), [name for name in rows[0] if name not in NET]
   lines = []
   for key, members in groups(rows, axes).items():
-    found = [summarise((100 if name in SHARES else 1) * row[name] for row in members) for name in names]
+    found = [summarise((100 if name in PERCENT else 1) * row[name] for row in members) for name in names]
     lines.append([*map(word, key), span(one.n for one in found), *map(_rounded, found)])
   return Table([*map(word, axes), 'n', *map(word, names)], lines)
 

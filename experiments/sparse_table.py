@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from experiments import figures
 from experiments.algorithms import ALGORITHMS, OWN_PARAMETERS
+from experiments.commands import parse
 from experiments.errors import UserError
 from experiments.evaluate import TRAINED
 from experiments.results import (
@@ -33,14 +34,17 @@ from experiments.results import (
 )
 from experiments.workdir import write_atomic, write_csv
 
-OUT = flags.DEFINE_string('out', None, 'Required. Directory for table.md, cells.csv and figures/; made if it is not there.')
+FLAGS = flags.FlagValues()   # of this command alone
+OUT = flags.DEFINE_string('out', None, 'Required. Directory for table.md, cells.csv and figures/; made if it is not there.',
+                          flag_values=FLAGS)
 
 TITLES = {
     'dense': 'dense, pruned afterwards', 'static': 'static random', 'snip': 'SNIP', 'grasp': 'GraSP', 'synflow': 'SynFlow',
     'set': 'SET', 'dsr': 'DSR', 'snfs': 'SNFS', 'rigl': 'RigL', 'top_kast': 'Top-KAST', 'granet': 'GraNet', 'ac_dc': 'AC/DC',
     'straight_through': 'straight-through', 'gradual': 'gradual', 'gradual_returns': 'gradual, with return',
     'one_shot': 'one-shot',
-    'soft_threshold': 'STR', 'hard_concrete': 'L0', 'square_difference': 'v⊙v − u⊙u'}
+    'soft_threshold': 'STR', 'hard_concrete': 'L0', 'square_difference': 'v⊙v − u⊙u',
+    'lottery': 'lottery ticket'}
 
 
 class Cell(NamedTuple):
@@ -84,8 +88,8 @@ def read_cells(workdirs: Sequence[Path]) -> dict[tuple[str, float, float], Cell]
         raise UserError(f'{workdir} has networks of {key[0]} at α = {key[1]:g}, as another of these runs has.')
       best = best_learning_rates(rows) if len(groups(rows, ['learning_rate'])) > 1 else rows
       by_density = groups([row | {'density': nominal(row)} for row in best], ['density'])
-      if key[0] in OWN_PARAMETERS and best[0]['scope'] == TRAINED:
-        by_density = nearest_penalties(best, run.config['prune']['densities'])
+      if (key[0] in OWN_PARAMETERS or key[0] == 'lottery') and best[0]['scope'] == TRAINED:
+        by_density = nearest(best, run.config['prune']['densities'])
       for (density,), some in by_density.items():
         accuracies = {int(row['seed']): row['test_accuracy'] for row in some}
         reached = None if nominal(some[0]) == density else float(np.mean([row['kept'] / row['weights'] for row in some]))
@@ -99,17 +103,16 @@ def nominal(row: Row) -> float:
   return row['density'] if row['scope'] != TRAINED else round(1 - row['sparsity'], 9)
 
 
-def nearest_penalties(rows: Sequence[Row], densities: Sequence[float]) -> dict[tuple[float], list[Row]]:
-  """For each density the networks of the penalty whose mean density is nearest to it, by ratio. A penalty that leaves nothing
-  is out of the question."""
-  means = {key: float(np.mean([row['kept'] / row['weights'] for row in some])) for key, some in groups(rows, ['penalty']).items()}
-  means = {key: mean for key, mean in means.items() if mean > 0}
-  if not means:
-    return {}
+def nearest(rows: Sequence[Row], densities: Sequence[float]) -> dict[tuple[float], list[Row]]:
+  """For each density the networks of the penalty, or round, whose mean density is nearest to it, by ratio. One that leaves
+  nothing is out of the question."""
+  choices = groups(rows, ['penalty', 'sparsity'])
+  means = {key: float(np.mean([row['kept'] / row['weights'] for row in some])) for key, some in choices.items()}
 
-  def nearest(density: float) -> tuple[Any, ...]:
-    return min(means, key=lambda key: abs(np.log(means[key] / density)))
-  return {(density,): groups(rows, ['penalty'])[nearest(density)] for density in densities}
+  def distance(key: tuple[Any, ...], density: float) -> float:
+    return abs(np.log(means[key] / density)) if means[key] > 0 else np.inf
+  return {(density,): choices[min(choices, key=lambda key, d=density: distance(key, d))]   # type: ignore[misc]
+          for density in densities if max(means.values()) > 0}
 
 
 def net_of(row: Row) -> tuple[Any, ...]:
@@ -201,4 +204,4 @@ def guarded(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(guarded)
+  guarded(parse(__doc__ or '', FLAGS, sys.argv))

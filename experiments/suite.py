@@ -10,13 +10,18 @@ import pathlib
 import subprocess
 import sys
 
-from absl import app, flags
+from absl import flags
 
+from experiments.commands import parse
 from experiments.errors import UserError
 
-CONFIG = flags.DEFINE_string('config', None, 'Required. File of a config that names its ALGORITHMS, as configs/mnist_sparse.py.')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Required. Directory of the workdirs; the table goes to table/ in it.')
-TUNING = flags.DEFINE_bool('tuning', False, 'Run the choice of learning rates instead; draw no table.')
+FLAGS = flags.FlagValues()   # of this command alone
+CONFIG = flags.DEFINE_string('config', None, 'Required. File of a config that names its ALGORITHMS, as configs/mnist_sparse.py.',
+                             flag_values=FLAGS)
+WORKDIR = flags.DEFINE_string('workdir', None, 'Required. Directory of the workdirs; the table goes to table/ in it.',
+                              flag_values=FLAGS)
+TUNING = flags.DEFINE_bool('tuning', False, 'Run the choice of learning rates instead; draw no table.',
+                           flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
@@ -62,4 +67,4 @@ def guarded(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(guarded)
+  guarded(parse(__doc__ or '', FLAGS, sys.argv))

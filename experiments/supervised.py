@@ -11,6 +11,7 @@ from typing import Any
 
 import haiku as hk
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
@@ -215,24 +216,24 @@ def make_nets(config: ml_collections.ConfigDict) -> train.Nets:
 
 
 def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: hk.TransformedWithState, start: Any,
-        slots: Sequence[train.Slots], data: train.Batches, costs: flops.Costs, mesh: Mesh,
-        workdir: pathlib.Path) -> tuple[Any, np.ndarray, float]:
+        slots: Sequence[train.Slots], data: train.Batches, costs: flops.Costs, mesh: Mesh, workdir: pathlib.Path,
+        begin: tuple[int, Any] | None = None) -> tuple[Any, np.ndarray, float]:
   """States after config.steps, from the newest checkpoint on; the operations that each network [groups, K] and the seconds that
   all have taken, over all runs on `workdir`.
 
-  `start`: initial weights and states of the networks. A checkpoint holds the networks in their own order, so it can be read on
-  another number of devices.
+  `start`: initial weights and states of the networks. `begin`: a step, and states to begin with there. A checkpoint holds the
+  networks in their own order, so it can be read on another number of devices.
   """
   steps_per_epoch = data.labels.shape[0] // config.batch_size
   nets, counts = [s.nets for s in slots], [s.number for s in slots]
-  states = train.make_init(groups, slots, net, config.batch_size, mesh)(*start, data)
+  done, states = begin or (0, train.make_init(groups, slots, net, config.batch_size, mesh)(*start, data))
+  states = jax.tree.map(jnp.copy, states) if begin else states   # training overwrites what it begins with
   epoch = train.make_epoch(groups, net, config.batch_size, mesh, AUGMENTATIONS[config.augment])
   gather = jax.jit(lambda tree: pack(train.gather(tree, slots)), out_shardings=train.replicated(mesh))
   whole = jax.eval_shape(lambda tree: train.gather(tree, slots), states)
   scatter = jax.jit(lambda tree: train.scatter(unpack(tree, whole), slots), out_shardings=train.by_net(mesh))
 
   checkpoints = Checkpoints(workdir / 'checkpoints', config.checkpoints_kept)
-  done = 0
   if (found := checkpoints.restore(gather(states))) is not None:
     done, states = found[0], scatter(found[1])
     say(f'goes on from step {done:,}.')

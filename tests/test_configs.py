@@ -134,6 +134,7 @@ DEFAULTS = {
   'augment': 'none', 'schedule': 'constant', 'weight_decay': 1e-4, 'alpha_rates': (), 'sweep.algorithm': ('dense',),
   'sweep.sparsity': (0.0,), 'sweep.penalty': (0.0,), 'sparse.distribution': 'erk', 'sparse.dense': (), 'sparse.every_steps': 100,
   'sparse.start_share': 0.25, 'sparse.end_share': 0.75, 'sparse.drop_fraction': 0.3, 'sparse.initial_sparsity': 0.5,
+  'lottery.rounds': 17, 'lottery.prune_share': 0.2, 'lottery.rewind_steps': 0,
   'sparse.phase_share': 0.1, 'sparse.entry': 0.5, 'sparse.backward_factor': 2.0, 'sparse.decay': 1e-4}
 THREE = {'steps': 15_000, 'sweep.seed': (0, 1, 2)}
 BIASES = THREE | {'sweep.alpha': (2, 4), 'sweep.biases': ('plain', 'reparameterised'), 'report': ('compare',)}

@@ -103,7 +103,7 @@ def assert_same_results(workdir, other):
 
 SCOPES = f'config.prune.scopes must be a tuple of some of {list(evaluate.SCOPES)}'
 MISTAKES = [
-  ('model', 'vgg', "config.model must be one of ['lenet_300_100', 'tiny'], got 'vgg'."),
+  ('model', 'vgg', f"config.model must be one of {sorted([*MODELS, 'tiny'])}, got 'vgg'."),
   ('steps', 0, 'config.steps must be positive, got 0.'),
   ('batch_size', -1, 'config.batch_size must be positive, got -1.'),
   ('checkpoints_kept', 0, 'config.checkpoints_kept must be positive, got 0.'),

@@ -1,0 +1,139 @@
+"""Protocol: lottery tickets by iterative magnitude pruning. Train, prune, rewind what is left, and train again.
+
+  round 0: dense;   round r: of the weights that round r − 1 kept, drop the share p of smallest |θ| in each layer (the output
+  layer p / 2), set the others back to their values after `lottery.rewind_steps` steps, and train from there with these masks
+
+Every round sees the same batches from that step on. A round is a directory of its own in the workdir, so that a run which was
+stopped goes on in the round that it was in. Source: Frankle & Carbin 2019 (arXiv:1803.03635); rewinding to a later step: Frankle
+et al. 2020 (arXiv:1912.05671).
+"""
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+
+import powerprop
+from experiments import data as datasets
+from experiments import supervised, train
+from experiments import workdir as workdirs
+from experiments.errors import UserError
+from experiments.models import MODELS
+from powerprop.reparam import Tree, leaf_name
+
+
+def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
+  """Trains all rounds, or goes on with them, evaluates and reports. Raises UserError for a config that makes no sense."""
+  check(config)
+  origin = workdirs.provenance()
+  started = time.monotonic()
+  data = datasets.load(config.dataset, config.data_dir)
+  supervised.say(datasets.describe(data))
+  splits = supervised.split(data, config.train_images, config.batch_size)
+  model = MODELS[config.model](data.classes, config.bias_stddev)
+  net = hk.transform_with_state(model.forward)
+  groups, nets = make_groups(config), supervised.make_nets(config)
+  if jax.process_index() == 0:
+    workdirs.bind(workdir, config)
+  if (workdir / 'run.json').exists():
+    if jax.process_index() == 0:
+      supervised.say(f'{workdir} holds this run, which has ended; its report is drawn again.')
+      supervised.finish(workdir)
+    return
+
+  mesh = train.make_mesh()
+  slots = train.deal(nets, len(groups), mesh.size)
+  on_device = {name: train.replicate(part, mesh) for name, part in splits.items()}
+  start = train.make_weights(net, splits['train'].images.shape[1:], mesh)(nets.seed)
+  costs = train.count_operations(net, *start, (config.batch_size, *splits['train'].images.shape[1:]))
+
+  def fit(steps: int, place: pathlib.Path, begin: Any) -> Any:
+    some = ml_collections.ConfigDict(config.to_dict() | {'steps': steps})
+    place.mkdir(parents=True, exist_ok=True)
+    return supervised.fit(some, groups, net, start, slots, on_device['train'], costs, mesh, place, begin)
+
+  first, spent, seconds = fit(config.lottery.rewind_steps, workdir / 'rewind', None)
+  every: list[train.Group] = []
+  shares: list[dict[str, list[float]]] = []
+  outcomes: list[dict[str, Any]] = []
+  masks = [state.opt_state.masks for state in first]
+  for number in range(config.lottery.rounds + 1):
+    supervised.say(f'round {number} of {config.lottery.rounds}')
+    begin = [rewound(state, mask, mesh) for state, mask in zip(first, masks, strict=True)]
+    states, more, took = fit(config.steps, workdir / f'round_{number}', (config.lottery.rewind_steps, begin))
+    spent, seconds = spent + more, seconds + took
+    now = [group._replace(axes=group.axes | {'sparsity': share_removed(state, slot)})
+           for group, state, slot in zip(groups, states, slots, strict=True)]
+    outcome = supervised.evaluate_groups(config, now, net, model, start[0], slots, states, on_device, mesh)
+    every, outcomes = every + now, outcomes + outcome
+    shares += supervised.shares_of_dense(config.steps, costs, spent, outcome)
+    masks = pruned(config, groups, states, model.output_layer, mesh)
+  if jax.process_index() != 0:
+    return
+  sizes = {name: len(part.labels) for name, part in splits.items()}
+  supervised.workdir_files(workdir, config, every, nets, sizes, outcomes, shares)
+  supervised.write_run(workdir, origin | {'data': datasets.describe(data)},
+                       {'training': seconds, 'all': time.monotonic() - started})
+  supervised.finish(workdir)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Raises UserError naming the first key whose value cannot be used."""
+  supervised.check(config)
+  lottery = config.lottery
+  for key, ok, allowed in (('rounds', lottery.rounds >= 1, 'at least 1'),
+                           ('prune_share', 0 < lottery.prune_share < 1, 'a share in (0, 1)'),
+                           ('rewind_steps', 0 <= lottery.rewind_steps < config.steps,
+                            f'at least 0 and below steps={config.steps}')):
+    if not ok:
+      raise UserError(f'config.lottery.{key} must be {allowed}, got {lottery[key]!r}.')
+  if config.sweep.algorithm != ('dense',):
+    raise UserError(f"config.sweep.algorithm must be ('dense',) for the protocol 'lottery', got {config.sweep.algorithm!r}.")
+
+
+def make_groups(config: ml_collections.ConfigDict) -> list[train.Group]:
+  """Groups whose masks keep everything, until they are given others."""
+  found = []
+  for group in supervised.make_groups(config):
+    full = supervised.make_group(config, group.axes | {'algorithm': 'static', 'sparsity': 0.0})
+    found.append(full._replace(axes=group.axes | {'algorithm': 'lottery'}))
+  return found
+
+
+def rewound(state: train.TrainState, masks: powerprop.Masks, mesh: Mesh) -> train.TrainState:
+  """`state` with these masks; φ of the others at exactly 0."""
+  def change(state: train.TrainState, masks: powerprop.Masks) -> train.TrainState:
+    return state._replace(phi=powerprop.masks.apply(masks.forward, state.phi), opt_state=jax.vmap(powerprop.with_masks)(
+        state.opt_state, masks))
+  return jax.jit(change, out_shardings=train.by_net(mesh))(state, masks)
+
+
+def pruned(config: ml_collections.ConfigDict, groups: Sequence[train.Group], states: Sequence[train.TrainState],
+           output_layer: str, mesh: Mesh) -> list[powerprop.Masks]:
+  """The masks of the next round."""
+  def counts(masks: Tree) -> Tree:
+    def left(path: Any, m: jax.Array) -> jax.Array:
+      share = config.lottery.prune_share * (0.5 if leaf_name(path) == output_layer else 1)
+      live = jnp.sum(m, dtype=jnp.int32)
+      return jnp.maximum(live - jnp.round(share * live).astype(jnp.int32), 1)
+    return jax.tree_util.tree_map_with_path(left, masks)
+
+  def one(group: train.Group, state: train.TrainState) -> powerprop.Masks:
+    live, theta = state.opt_state.masks.forward, train.final_weights(group, state.phi)
+    chosen = jax.tree.map(lambda m, x: None if m is None else x, live, theta, is_leaf=lambda m: m is None)
+    return powerprop.Masks(powerprop.masks.layerwise(chosen, counts(live), live))
+
+  return [jax.jit(lambda s, g=group: jax.lax.map(lambda one_state: one(g, one_state), s), out_shardings=train.by_net(mesh))(state)
+          for group, state in zip(groups, states, strict=True)]
+
+
+def share_removed(state: train.TrainState, slot: train.Slots) -> float:
+  """Share of the weights that the masks remove: all networks of a round are alike."""
+  (kept,) = train.gather([supervised.to_host(state.opt_state.kept.forward)], [slot])
+  total = sum(m.size // len(slot.source) for m in jax.tree.leaves(state.opt_state.masks.forward))
+  return round(1 - sum(int(k[0]) for k in jax.tree.leaves(kept)) / total, 9)
