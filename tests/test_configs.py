@@ -131,7 +131,8 @@ NOTEBOOK = {
   'prune.figure_density': 0.1, 'prune.sampled_weights': 10_000, 'report': ('figure1',)}
 
 DEFAULTS = {
-  'augment': 'none', 'schedule': 'constant', 'weight_decay': 1e-4, 'alpha_rates': (), 'sweep.algorithm': ('dense',),
+  'protocol': 'supervised', 'augment': 'none', 'schedule': 'constant', 'weight_decay': 1e-4, 'alpha_rates': (),
+  'sweep.algorithm': ('dense',),
   'sweep.sparsity': (0.0,), 'sweep.penalty': (0.0,), 'sparse.distribution': 'erk', 'sparse.dense': (), 'sparse.every_steps': 100,
   'sparse.start_share': 0.25, 'sparse.end_share': 0.75, 'sparse.drop_fraction': 0.3, 'sparse.initial_sparsity': 0.5,
   'lottery.rounds': 17, 'lottery.prune_share': 0.2, 'lottery.rewind_steps': 0,
@@ -168,6 +169,10 @@ def changes(which):
   """What a config changes in the notebook's protocol, by hand."""
   if which[0] == 'cifar_figure2':
     return FIGURE2 | (CIFAR_RATES if which[1] == 'tuning' else {'sweep.seed': (0, 1), 'alpha_rates': cifar_figure2.RATES})
+  if which[0] == 'mnist_lottery':
+    return MNIST_SPARSE | {'protocol': 'lottery', 'sweep.seed': (0, 1, 2), 'alpha_rates': mnist_sparse.RATES['dense'],
+                           'prune.output_factor': 2.0, 'prune.densities': (0.2, 0.1, 0.05, 0.02),
+                           'lottery.rewind_steps': 500 if which[1] == 'late' else 0}
   if which[0] not in ('mnist_sparse', 'cifar_sparse'):
     return CHANGES[which]
   on_mnist, algorithm, tuning = which[0] == 'mnist_sparse', which[1].removesuffix('_tuning'), which[1].endswith('_tuning')
@@ -194,5 +199,5 @@ def test_settings(which):
   assert config['title']
   others = config.keys() - wanted.keys() - {'name', 'title', 'prune.densities'}
   assert {key: config[key] for key in others} == {
-    'protocol': 'supervised', 'data_dir': '', 'momentum': 0.9, 'checkpoint_epochs': 5, 'checkpoints_kept': 2,
+    'data_dir': '', 'momentum': 0.9, 'checkpoint_epochs': 5, 'checkpoints_kept': 2,
     'prune.recalibration_batches': 50}
