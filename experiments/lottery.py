@@ -106,11 +106,9 @@ def make_groups(config: ml_collections.ConfigDict) -> list[train.Group]:
 
 
 def rewound(state: train.TrainState, masks: powerprop.Masks, mesh: Mesh) -> train.TrainState:
-  """`state` with these masks; φ of the others at exactly 0."""
-  def change(state: train.TrainState, masks: powerprop.Masks) -> train.TrainState:
-    return state._replace(phi=powerprop.masks.apply(masks.forward, state.phi), opt_state=jax.vmap(powerprop.with_masks)(
-        state.opt_state, masks))
-  return jax.jit(change, out_shardings=train.by_net(mesh))(state, masks)
+  """`state` with these masks: the first update brings the weights that they remove to 0."""
+  change = jax.jit(jax.vmap(powerprop.with_masks), out_shardings=train.by_net(mesh))
+  return state._replace(opt_state=change(state.opt_state, masks))
 
 
 def pruned(config: ml_collections.ConfigDict, groups: Sequence[train.Group], states: Sequence[train.TrainState],

@@ -105,6 +105,8 @@ def check(reparam, phi, state, keeps, moving=False):
   assert (sum(found), min(found) > 0) == (sum(expected), True) if moving else found == expected
   assert [int(jnp.sum(w != 0)) for w in weights(seen)] == found
   assert all(m.dtype == bool for m in jax.tree.leaves(sparse[0].masks))
+  assert [int(n) for n in jax.tree.leaves(sparse[0].kept.forward)] == found   # counted when the masks changed
+  equal(trained(sparse[0].kept), masks.counts(trained(sparse[0].masks)))
   if not keeps:
     equal(masked(state, phi), phi)   # stored, too, they are 0
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(phi))
@@ -143,6 +145,35 @@ def test_what_may_stand_outside(rule, outside):
         'partition': lambda: optax.partition({'w': make(0.05), 'rest': optax.sgd(0.1)}, labels)}[outside]()
   phi, state = train(tx, reparam, reparam.inverse(ONE), STEPS * (2 if outside == 'MultiSteps' else 1))
   check(reparam, phi, state, updater.keeps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('outside', ['nothing', 'MultiSteps', 'apply_if_finite', 'inject_hyperparams', 'partition'])
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+@pytest.mark.parametrize('rule', RULES)
+def test_the_whole_product(rule, optimizer, outside):
+  """Every updater with every optimizer inside and every wrapper outside, at α 1 and 2: exact counts, one trace, all finite."""
+  reparam, updater = powerpropagation({'a/*': 1.0, '*': 2.0}), RULES[rule]()
+  if outside == 'partition' and optimizer == 'partition':
+    return   # labels of labels
+  def make(scale):
+    inner = optax.chain(OPTIMIZERS[optimizer](), optax.scale(scale))
+    return sparsify(target_propagation(inner, reparam), updater, reparam, KEY)
+  tx = {'nothing': lambda: make(1.0), 'MultiSteps': lambda: optax.MultiSteps(make(1.0), 2),
+        'apply_if_finite': lambda: optax.apply_if_finite(make(1.0), 3),
+        'inject_hyperparams': lambda: optax.inject_hyperparams(make)(scale=1.0),
+        'partition': lambda: optax.partition({'w': make(1.0), 'rest': optax.sgd(0.1)}, labels)}[outside]()
+  phi, state = train(tx, reparam, reparam.inverse(THETA), STEPS * (2 if outside == 'MultiSteps' else 1))
+  check(reparam, phi, state, updater.keeps, rule in MOVING)
+
+
+def test_masks_are_stored_once_where_they_are_one():
+  """A byte a weight; Top-KAST has two masks, and straight-through needs none for what the optimiser may change."""
+  sizes = {}
+  for rule in RULES:
+    state = sparsify(optax.sgd(0.1), RULES[rule](), key=KEY).init(THETA)
+    sizes[rule] = sum(m.nbytes for m in jax.tree.leaves(state.masks))
+  assert sizes == {rule: 600 if rule == 'top_kast' else 300 for rule in RULES}
 
 
 def test_durations_count_applied_updates():
@@ -289,6 +320,7 @@ def test_a_run_begun_with_the_masks_of_another():
   phi = reparam.inverse(THETA)
   fewer = jax.tree.map(lambda m: m & (jnp.arange(m.size).reshape(m.shape) % 2 == 0), GIVEN)
   state = with_masks(tx.init(phi), Masks(fewer))
+  equal(state.kept.forward, masks.counts(fewer))
   equal(masked(state, phi)['a'], jax.tree.map(lambda x: x, masks.apply(fewer, phi)['a']))
   check(reparam, *train(tx, reparam, phi, STEPS, state), keeps=False)   # what was missing has grown
 
