@@ -174,15 +174,15 @@ def test_sample_weights():
 
 # ---- BatchNorm -----------------------------------------------------------------------------------------------------
 
-NORMALISED = hk.transform_with_state(lambda x, is_training: hk.Linear(4, name='linear_1')(hk.BatchNorm(True, True, 0.5)(
-    hk.Linear(6, name='linear')(hk.Flatten()(x)), is_training)))
+NORMALISED = hk.transform_with_state(lambda x, is_training: hk.Linear(4, name='second')(hk.BatchNorm(True, True, 0.5)(
+    hk.Linear(6, name='first')(hk.Flatten()(x)), is_training)))
 
 
 def numpy_normalised(theta, images, mean, variance):
-  x = images.reshape(len(images), -1) / 255 @ theta['linear']['w'] + theta['linear']['b']
+  x = images.reshape(len(images), -1) / 255 @ theta['first']['w'] + theta['first']['b']
   scale, offset = (theta['batch_norm'][name].reshape(1, -1) for name in ('scale', 'offset'))
   x = (x - mean) / np.sqrt(variance + 1e-5) * scale + offset
-  return x @ theta['linear_1']['w'] + theta['linear_1']['b']
+  return x @ theta['second']['w'] + theta['second']['b']
 
 
 def test_batch_norm_is_recalibrated_after_pruning():
@@ -192,7 +192,7 @@ def test_batch_norm_is_recalibrated_after_pruning():
   theta = jax.tree.map(lambda x: np.float32(x + 0.1 * rng.normal(size=x.shape)), theta)
   _, state = NORMALISED.apply(theta, state, None, make_data(40, 5).images / np.float32(255), True)
   batches = np.stack([make_data(20, seed).images for seed in (6, 7, 8)])
-  counts = {'linear': {'w': np.array([8, 72], np.int32), 'b': None}, 'linear_1': {'w': np.array([6, 24], np.int32), 'b': None},
+  counts = {'first': {'w': np.array([8, 72], np.int32), 'b': None}, 'second': {'w': np.array([6, 24], np.int32), 'b': None},
             'batch_norm': {'scale': None, 'offset': None}}
   figure = jax.tree.map(lambda k: int(k[0]), counts)
   data = make_data(300, 9)
@@ -203,13 +203,13 @@ def test_batch_norm_is_recalibrated_after_pruning():
   old = jax.tree.map(np.asarray, state)
   for d in range(2):
     pruned = {layer: dict(leaves) for layer, leaves in wide.items()}
-    for layer in ('linear', 'linear_1'):
+    for layer in ('first', 'second'):
       w = wide[layer]['w']
       pruned[layer]['w'] = np.where(np.abs(w) >= np.sort(np.abs(w).ravel())[-counts[layer]['w'][d]], w, 0)
     # Haiku keeps a sum that fades and divides it by what the weights of its terms add up to.
     sums = {name: np.asarray(old[f'batch_norm/~/{name}_ema']['hidden'], np.float64).reshape(1, -1) for name in ('mean', 'var')}
     for images in batches:
-      x = images.reshape(20, -1) / 255 @ pruned['linear']['w'] + pruned['linear']['b']
+      x = images.reshape(20, -1) / 255 @ pruned['first']['w'] + pruned['first']['b']
       sums = {'mean': 0.5 * sums['mean'] + 0.5 * x.mean(0), 'var': 0.5 * sums['var'] + 0.5 * x.var(0)}
     new = [sums[name] / (1 - 0.5 ** 4) for name in ('mean', 'var')]
     before = [np.asarray(old[f'batch_norm/~/{name}_ema']['average'], np.float64).reshape(1, -1) for name in ('mean', 'var')]
