@@ -119,7 +119,7 @@ def hard_concrete(drop_rate: float = 0.1, beta: float = 2 / 3, gamma: float = -0
     return jnp.clip(s * (zeta - gamma) + gamma, 0, 1)
 
   def split(theta: jax.Array) -> Parts:
-    log_alpha = jnp.full(theta.shape, math.log1p(-drop_rate) - math.log(drop_rate), _wide(theta).dtype)
+    log_alpha = jnp.full_like(_wide(theta), math.log1p(-drop_rate) - math.log(drop_rate))
     return {'': (_wide(theta) / stretched(jax.nn.sigmoid(log_alpha))).astype(theta.dtype), '_gate': log_alpha}
 
   def join(parts: Parts, key: jax.Array | None) -> jax.Array:

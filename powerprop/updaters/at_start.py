@@ -196,7 +196,7 @@ def _mean(f: Callable[[Any], Tree], like: Tree, batches: Any) -> Tree:
 
   def add(total: Tree, batch: Any) -> tuple[Tree, None]:
     return jax.tree.map(lambda t, x: t + x.astype(jnp.float32) / number, total, f(batch)), None
-  return lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), like), batches)[0]
+  return lax.scan(add, jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), like), batches)[0]
 
 
 def _geometric(size: int, count: int, rounds: int) -> np.ndarray:

@@ -21,7 +21,7 @@ def budget(weights: Tree, sparsity: Sparsity, distribution: Distribution, dense:
 
 def everything(weights: Tree) -> Tree:
   """Masks that keep all."""
-  return jax.tree.map(lambda x: jnp.ones(x.shape, bool), weights)
+  return jax.tree.map(lambda x: jnp.ones_like(x, bool), weights)
 
 
 def under(mask: Tree, tree: Tree) -> Tree:
@@ -129,7 +129,9 @@ def random_scores(key: jax.Array, like: Tree) -> Tree:
   """Independent uniform numbers in [0, 1), float32, a key for each leaf."""
   leaves, treedef = jax.tree.flatten(like)
   keys = jax.random.split(key, len(leaves))
-  return jax.tree.unflatten(treedef, [jax.random.uniform(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+  # The sum takes over the sharding of `like`, which a mesh with explicit axes asks for.
+  scores = [jax.random.uniform(k, x.shape) + jnp.zeros_like(x, jnp.float32) for k, x in zip(keys, leaves, strict=True)]
+  return jax.tree.unflatten(treedef, scores)
 
 
 def need_key(key: jax.Array | None, name: str) -> jax.Array:

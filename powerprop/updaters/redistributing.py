@@ -47,7 +47,7 @@ def snfs(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fractio
 
   def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
     mask = random_masks(weights, sparsity, distribution, dense, need_key(key, 'snfs'))
-    return Masks(mask), jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.float32), mask)
+    return Masks(mask), jax.tree.map(lambda m: jnp.zeros_like(m, jnp.float32), mask)
 
   def observe(step: Any, memory: Any, grads: Tree) -> Any:
     return jax.tree.map(lambda v, g: momentum * v + (1 - momentum) * g.astype(jnp.float32), memory, under(memory, grads))

@@ -89,7 +89,7 @@ def _averaging(updater: SparsityUpdater, every_steps: int, end_step: int, averag
   """`updater` that gets, in place of gradients, their mean over the last steps before it acts."""
   def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
     masks, memory = updater.init(weights, key)
-    return masks, (memory, jax.tree.map(lambda m: jnp.zeros(m.shape, jnp.float32), masks.forward))
+    return masks, (memory, jax.tree.map(lambda m: jnp.zeros_like(m, jnp.float32), masks.forward))
 
   def observe(step: Any, memory: Any, grads: Tree) -> Any:
     inner, mean = memory
