@@ -285,10 +285,10 @@ def test_alike_under_scan_vmap_and_sharding(rule):
 WIDE = {'a': {'w': jnp.cos(jnp.arange(128.0)).reshape(16, 8), 'b': jnp.ones(8)}}
 
 
-SHARDED = [(rule, AxisType.Explicit) for rule in ('static', 'gradual', 'set', 'rigl', 'snfs', 'dsr', 'granet', 'ac_dc', 'top_kast')]
+MAKE_MASKS = ('static', 'gradual', 'set', 'rigl', 'snfs', 'dsr', 'granet', 'ac_dc', 'top_kast')
 
 
-@pytest.mark.parametrize('rule, kind', [*SHARDED, ('rigl', AxisType.Auto)], ids=str)
+@pytest.mark.parametrize('rule, kind', [*((rule, AxisType.Explicit) for rule in MAKE_MASKS), ('rigl', AxisType.Auto)], ids=str)
 def test_the_same_masks_on_eight_devices(rule, kind):
   """Weights sharded over their columns, the optimiser's state with them."""
   reparam = powerpropagation(2.0)
