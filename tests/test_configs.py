@@ -169,6 +169,9 @@ def changes(which):
   """What a config changes in the notebook's protocol, by hand."""
   if which[0] == 'cifar_figure2':
     return FIGURE2 | (CIFAR_RATES if which[1] == 'tuning' else {'sweep.seed': (0, 1), 'alpha_rates': cifar_figure2.RATES})
+  if which[0] == 'mnist_entry':
+    return changes(('mnist_sparse', 'rigl')) | {'sweep.alpha': (2,), 'alpha_rates': mnist_sparse.RATES['rigl'][1:],
+                                                'sparse.entry': {'zero': 0.0, 'half': 0.5, 'whole': 1.0}[which[1]]}
   if which[0] == 'mnist_lottery':
     return MNIST_SPARSE | {'protocol': 'lottery', 'sweep.seed': (0, 1, 2), 'alpha_rates': mnist_sparse.RATES['dense'],
                            'prune.output_factor': 2.0, 'prune.densities': (0.2, 0.1, 0.05, 0.02),
