@@ -7,23 +7,21 @@ Every round sees the same batches from that step on. A round is a directory of i
 stopped goes on in the round that it was in. Source: Frankle & Carbin 2019 (arXiv:1803.03635); rewinding to a later step: Frankle
 et al. 2020 (arXiv:1912.05671).
 """
+import functools
 import pathlib
 import time
 from collections.abc import Sequence
 from typing import Any
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
 import powerprop
-from experiments import data as datasets
 from experiments import supervised, train
 from experiments import workdir as workdirs
 from experiments.errors import UserError
-from experiments.models import MODELS
 from powerprop.reparam import Tree, leaf_name
 
 
@@ -32,54 +30,33 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   check(config)
   origin = workdirs.provenance()
   started = time.monotonic()
-  data = datasets.load(config.dataset, config.data_dir)
-  supervised.say(datasets.describe(data))
-  splits = supervised.split(data, config.train_images, config.batch_size)
-  model = MODELS[config.model](data.classes, config.bias_stddev)
-  net = hk.transform_with_state(model.forward)
-  groups, nets = make_groups(config), supervised.make_nets(config)
-  if jax.process_index() == 0:
-    workdirs.bind(workdir, config)
-  if (workdir / 'run.json').exists():
-    if jax.process_index() == 0:
-      supervised.say(f'{workdir} holds this run, which has ended; its report is drawn again.')
-      supervised.finish(workdir)
+  setting = supervised.prepare(config, make_groups(config), workdir)
+  if setting is None:
     return
-
-  mesh = train.make_mesh()
-  slots = train.deal(nets, len(groups), mesh.size)
-  on_device = {name: train.replicate(part, mesh) for name, part in splits.items()}
-  start = train.make_weights(net, splits['train'].images.shape[1:], mesh)(nets.seed)
-  costs = train.count_operations(net, *start, (config.batch_size, *splits['train'].images.shape[1:]))
-
-  def fit(steps: int, place: pathlib.Path, begin: Any) -> Any:
-    some = ml_collections.ConfigDict(config.to_dict() | {'steps': steps})
-    place.mkdir(parents=True, exist_ok=True)
-    return supervised.fit(some, groups, net, start, slots, on_device['train'], costs, mesh, place, begin)
-
-  first, spent, seconds = fit(config.lottery.rewind_steps, workdir / 'rewind', None)
+  first, spent, seconds = supervised.fit(setting, config.lottery.rewind_steps, made(workdir / 'rewind'))
   every: list[train.Group] = []
   shares: list[dict[str, list[float]]] = []
   outcomes: list[dict[str, Any]] = []
   masks = [state.opt_state.masks for state in first]
   for number in range(config.lottery.rounds + 1):
     supervised.say(f'round {number} of {config.lottery.rounds}')
-    begin = [rewound(state, mask, mesh) for state, mask in zip(first, masks, strict=True)]
-    states, more, took = fit(config.steps, workdir / f'round_{number}', (config.lottery.rewind_steps, begin))
+    begin = [rewound(state, mask, setting.mesh) for state, mask in zip(first, masks, strict=True)]
+    place = made(workdir / f'round_{number}')
+    states, more, took = supervised.fit(setting, config.steps, place, (config.lottery.rewind_steps, begin))
     spent, seconds = spent + more, seconds + took
     now = [group._replace(axes=group.axes | {'sparsity': share_removed(state, slot)})
-           for group, state, slot in zip(groups, states, slots, strict=True)]
-    outcome = supervised.evaluate_groups(config, now, net, model, start[0], slots, states, on_device, mesh)
+           for group, state, slot in zip(setting.groups, states, setting.slots, strict=True)]
+    outcome = supervised.evaluate_groups(setting, now, states)
     every, outcomes = every + now, outcomes + outcome
-    shares += supervised.shares_of_dense(config.steps, costs, spent, outcome)
-    masks = pruned(config, groups, states, model.output_layer, mesh)
-  if jax.process_index() != 0:
-    return
-  sizes = {name: len(part.labels) for name, part in splits.items()}
-  supervised.workdir_files(workdir, config, every, nets, sizes, outcomes, shares)
-  supervised.write_run(workdir, origin | {'data': datasets.describe(data)},
-                       {'training': seconds, 'all': time.monotonic() - started})
-  supervised.finish(workdir)
+    shares += supervised.shares_of_dense(config.steps, setting.costs, spent, outcome)
+    masks = pruned(setting, states)
+  supervised.conclude(setting, workdir, origin, every, outcomes, shares,
+                      {'training': seconds, 'all': time.monotonic() - started})
+
+
+def made(folder: pathlib.Path) -> pathlib.Path:
+  folder.mkdir(parents=True, exist_ok=True)
+  return folder
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -111,12 +88,11 @@ def rewound(state: train.TrainState, masks: powerprop.Masks, mesh: Mesh) -> trai
   return state._replace(opt_state=change(state.opt_state, masks))
 
 
-def pruned(config: ml_collections.ConfigDict, groups: Sequence[train.Group], states: Sequence[train.TrainState],
-           output_layer: str, mesh: Mesh) -> list[powerprop.Masks]:
+def pruned(setting: supervised.Setting, states: Sequence[train.TrainState]) -> list[powerprop.Masks]:
   """The masks of the next round."""
   def counts(masks: Tree) -> Tree:
     def left(path: Any, m: jax.Array) -> jax.Array:
-      share = config.lottery.prune_share * (0.5 if leaf_name(path) == output_layer else 1)
+      share = setting.config.lottery.prune_share * (0.5 if leaf_name(path) == setting.model.output_layer else 1)
       live = jnp.sum(m, dtype=jnp.int32)
       return jnp.maximum(live - jnp.round(share * live).astype(jnp.int32), 1)
     return jax.tree_util.tree_map_with_path(left, masks)
@@ -126,8 +102,10 @@ def pruned(config: ml_collections.ConfigDict, groups: Sequence[train.Group], sta
     chosen = jax.tree.map(lambda m, x: None if m is None else x, live, theta, is_leaf=lambda m: m is None)
     return powerprop.Masks(powerprop.masks.layerwise(chosen, counts(live), live))
 
-  return [jax.jit(lambda s, g=group: jax.lax.map(lambda one_state: one(g, one_state), s), out_shardings=train.by_net(mesh))(state)
-          for group, state in zip(groups, states, strict=True)]
+  def every(group: train.Group, states: train.TrainState) -> powerprop.Masks:
+    return jax.lax.map(lambda state: one(group, state), states)   # a threshold is searched for in a branch
+  return [jax.jit(functools.partial(every, group), out_shardings=train.by_net(setting.mesh))(state)
+          for group, state in zip(setting.groups, states, strict=True)]
 
 
 def share_removed(state: train.TrainState, slot: train.Slots) -> float:

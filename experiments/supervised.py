@@ -5,9 +5,9 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
@@ -34,47 +34,85 @@ STATIC_AXES: dict[str, Mapping[str, Any]] = {
     'optimizer': OPTIMIZERS, 'update': UPDATES, 'biases': BIASES, 'algorithm': ALGORITHMS}
 
 
+class Setting(NamedTuple):
+  """What training and evaluation of a config are made of; programs are compiled once, at their first use."""
+  config: ml_collections.ConfigDict
+  groups: list[train.Group]
+  nets: train.Nets
+  model: Model
+  mesh: Mesh
+  slots: list[train.Slots]
+  data: dict[str, train.Batches]           # on every device: train, validation, test
+  theta0: Any                              # initial weights [K, ...]
+  costs: flops.Costs
+  first: Callable[[], list[train.TrainState]]   # states before the first step
+  epoch: Callable[..., Any]
+  gather: Callable[[Any], Any]             # states by place → as they are in checkpoints
+  scatter: Callable[[Any], Any]            # and back
+  measure: dict[tuple[str, ...], Callable[..., evaluate.Evaluation]]   # by scopes
+  described: str                           # where the data come from
+
+
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """Trains, or goes on training, evaluates and reports. Raises UserError for a config that makes no sense."""
   check(config)
   origin = workdirs.provenance()   # now: the commit may be another one when the run ends
   started = time.monotonic()
+  setting = prepare(config, make_groups(config), workdir)
+  if setting is None:
+    return
+  ready = time.monotonic()
+  states, spent, seconds = fit(setting, config.steps, workdir)
+  trained = time.monotonic()
+  outcome = evaluate_groups(setting, setting.groups, states)
+  finished = time.monotonic()
+  conclude(setting, workdir, origin, setting.groups, outcome, shares_of_dense(config.steps, setting.costs, spent, outcome),
+           {'start': ready - started, 'training': seconds, 'evaluation': finished - trained})
+
+
+def prepare(config: ml_collections.ConfigDict, groups: list[train.Group], workdir: pathlib.Path) -> Setting | None:
+  """Everything but training; None where the workdir holds the run, ended, whose report is then drawn again."""
   data = datasets.load(config.dataset, config.data_dir)
   say(datasets.describe(data))
   splits = split(data, config.train_images, config.batch_size)
   model = MODELS[config.model](data.classes, config.bias_stddev)
   net = hk.transform_with_state(model.forward)
-  groups, nets = make_groups(config), make_nets(config)
-  check_sparsities(groups, net, splits['train'].images.shape[1:])
+  nets, image_shape = make_nets(config), splits['train'].images.shape[1:]
+  check_sparsities(groups, net, image_shape)
   if jax.process_index() == 0:
     workdirs.bind(workdir, config)   # not before all of the config has been found good
   if (workdir / 'run.json').exists():   # written when all the numbers are
     if jax.process_index() == 0:
       say(f'{workdir} holds this run, which has ended; its report is drawn again.')
       finish(workdir)
-    return
+    return None
 
   mesh = train.make_mesh()
   say(f'{plural(len(groups) * len(nets.seed), "network")} of {config.steps:,} steps in {plural(len(groups), "group")} on '
       f'{plural(mesh.size, f"{jax.devices()[0].platform} device")}.')
   slots = train.deal(nets, len(groups), mesh.size)
   on_device = {name: train.replicate(part, mesh) for name, part in splits.items()}
-  theta0, net_state0 = train.make_weights(net, splits['train'].images.shape[1:], mesh)(nets.seed)
-  ready = time.monotonic()
+  theta0, net_state0 = train.make_weights(net, image_shape, mesh)(nets.seed)
+  make_states = functools.partial(train.make_init(groups, slots, net, config.batch_size, mesh), theta0, net_state0,
+                                  on_device['train'])
+  whole = jax.eval_shape(lambda: train.gather(make_states(), slots))
+  return Setting(
+      config, groups, nets, model, mesh, slots, on_device, theta0,
+      train.count_operations(net, theta0, net_state0, (config.batch_size, *image_shape)), make_states,
+      train.make_epoch(groups, net, config.batch_size, mesh, AUGMENTATIONS[config.augment]),
+      jax.jit(lambda tree: pack(train.gather(tree, slots)), out_shardings=train.replicated(mesh)),
+      jax.jit(lambda tree: train.scatter(unpack(tree, whole), slots), out_shardings=train.by_net(mesh)),
+      {scopes: evaluate.make_evaluate(net, scopes, mesh) for scopes in (tuple(config.prune.scopes), (evaluate.TRAINED,))},
+      datasets.describe(data))
 
-  costs = train.count_operations(net, theta0, net_state0, (config.batch_size, *splits['train'].images.shape[1:]))
-  states, spent, seconds = fit(config, groups, net, (theta0, net_state0), slots, on_device['train'], costs, mesh, workdir)
-  trained = time.monotonic()
-  outcome = evaluate_groups(config, groups, net, model, theta0, slots, states, on_device, mesh)
-  finished = time.monotonic()
-  if jax.process_index() != 0:
-    return
 
-  workdir_files(workdir, config, groups, nets, {k: len(part.labels) for k, part in splits.items()}, outcome,
-                shares_of_dense(config.steps, costs, spent, outcome))
-  write_run(workdir, origin | {'data': datasets.describe(data)},
-            {'start': ready - started, 'training': seconds, 'evaluation': finished - trained})
-  finish(workdir)
+def conclude(setting: Setting, workdir: pathlib.Path, origin: dict[str, Any], groups: Sequence[train.Group],
+             outcome: Sequence[dict[str, Any]], shares: Sequence[dict[str, list[float]]], seconds: dict[str, float]) -> None:
+  """Writes the files of a run that has ended, and its report."""
+  if jax.process_index() == 0:
+    workdir_files(setting, workdir, groups, outcome, shares)
+    write_run(workdir, origin | {'data': setting.described}, seconds)
+    finish(workdir)
 
 
 def finish(workdir: pathlib.Path) -> None:
@@ -215,31 +253,27 @@ def make_nets(config: ml_collections.ConfigDict) -> train.Nets:
   return train.Nets(*(np.array(column, dtype) for column, dtype in zip(columns, (np.int32, np.float32, np.float32), strict=True)))
 
 
-def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: hk.TransformedWithState, start: Any,
-        slots: Sequence[train.Slots], data: train.Batches, costs: flops.Costs, mesh: Mesh, workdir: pathlib.Path,
-        begin: tuple[int, Any] | None = None) -> tuple[Any, np.ndarray, float]:
-  """States after config.steps, from the newest checkpoint on; the operations that each network [groups, K] and the seconds that
+def fit(setting: Setting, steps: int, workdir: pathlib.Path,
+        begin: tuple[int, list[train.TrainState]] | None = None) -> tuple[list[train.TrainState], np.ndarray, float]:
+  """States after so many steps, from the newest checkpoint on; the operations that each network [groups, K] and the seconds that
   all have taken, over all runs on `workdir`.
 
-  `start`: initial weights and states of the networks. `begin`: a step, and states to begin with there. A checkpoint holds the
-  networks in their own order, so it can be read on another number of devices.
+  `begin`: a step, and states to begin with there. A checkpoint holds the networks in their own order, so it can be read on
+  another number of devices.
   """
+  config, groups, slots, data = setting.config, setting.groups, setting.slots, setting.data['train']
   steps_per_epoch = data.labels.shape[0] // config.batch_size
   nets, counts = [s.nets for s in slots], [s.number for s in slots]
-  done, states = begin or (0, train.make_init(groups, slots, net, config.batch_size, mesh)(*start, data))
-  states = jax.tree.map(jnp.copy, states) if begin else states   # training overwrites what it begins with
-  epoch = train.make_epoch(groups, net, config.batch_size, mesh, AUGMENTATIONS[config.augment])
-  gather = jax.jit(lambda tree: pack(train.gather(tree, slots)), out_shardings=train.replicated(mesh))
-  whole = jax.eval_shape(lambda tree: train.gather(tree, slots), states)
-  scatter = jax.jit(lambda tree: train.scatter(unpack(tree, whole), slots), out_shardings=train.by_net(mesh))
+  # Training overwrites what it begins with.
+  done, states = (begin[0], jax.tree.map(jnp.copy, begin[1])) if begin else (0, setting.first())
 
   checkpoints = Checkpoints(workdir / 'checkpoints', config.checkpoints_kept)
-  if (found := checkpoints.restore(gather(states))) is not None:
-    done, states = found[0], scatter(found[1])
+  if (found := checkpoints.restore(setting.gather(states))) is not None:
+    done, states = found[0], setting.scatter(found[1])
     say(f'goes on from step {done:,}.')
   metrics = workdirs.Metrics(workdir, done) if jax.process_index() == 0 else None
   before = metrics.last if metrics else {}
-  progress = Progress(config.steps, done, sum(len(s.place) for s in slots), before.get('seconds', 0.0))
+  progress = Progress(steps, done, sum(len(s.place) for s in slots), before.get('seconds', 0.0))
   names = [group_name(g, config) for g in groups]
   begun = before.get('operations', {})
   spent = np.array([begun.get(name, [0.0] * len(slot.place)) for name, slot in zip(names, slots, strict=True)])
@@ -247,7 +281,7 @@ def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: h
   def note(step, taken, tallies):
     tallies = train.gather(to_host(tallies), slots)
     losses = np.stack([tally.loss for tally in tallies])
-    spent[:] += [train.operations(costs, taken, tally) for tally in tallies]
+    spent[:] += [train.operations(setting.costs, taken, tally) for tally in tallies]
     if metrics:
       # A network that has diverged: JSON has no NaN, and TensorBoard's writer complains of it.
       listed = [[x if np.isfinite(x) else None for x in row] for row in losses.tolist()]
@@ -258,16 +292,16 @@ def fit(config: ml_collections.ConfigDict, groups: Sequence[train.Group], net: h
     progress.show(step, losses)
 
   pending = None
-  for number, first, last in epochs(done, config.steps, steps_per_epoch):
-    states, tallies = epoch(states, nets, counts, data, number, first, last)
+  for number, first, last in epochs(done, steps, steps_per_epoch):
+    states, tallies = setting.epoch(states, nets, counts, data, number, first, last)
     if pending:
       note(*pending)   # the device works on the next epoch meanwhile
     step = number * steps_per_epoch + last
     pending = step, last - first, tallies
-    if (last == steps_per_epoch and (number + 1) % config.checkpoint_epochs == 0) or step == config.steps:
+    if (last == steps_per_epoch and (number + 1) % config.checkpoint_epochs == 0) or step == steps:
       note(*pending)   # metrics first: a checkpoint stands for all that came before it
       pending = None
-      checkpoints.save(step, gather(states))
+      checkpoints.save(step, setting.gather(states))
   progress.end()
   checkpoints.close()
   if metrics:
@@ -351,15 +385,15 @@ def to_host(tree: Any) -> Any:
   return jax.tree.map(np.asarray, tree)
 
 
-def evaluate_groups(config, groups, net, model: Model, theta0, slots, states, data, mesh: Mesh) -> list[dict[str, Any]]:
+def evaluate_groups(setting: Setting, groups: Sequence[train.Group], states: Sequence[train.TrainState]) -> list[dict[str, Any]]:
   """For each group its `Evaluation` of all networks on the host, and the weights that figures 1c and 1d show."""
+  config, model, theta0, data, mesh = setting.config, setting.model, setting.theta0, setting.data, setting.mesh
   prune = config.prune
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), theta0)
   def counts_of(densities):
     return evaluate.layer_counts(shapes, densities, model.output_layer, prune.output_factor)
   counts = jax.tree.map(lambda *k: np.array(k, np.int32), *counts_of(prune.densities))
   figure_counts = counts_of([prune.figure_density])[0]
-  programs = {scopes: evaluate.make_evaluate(net, scopes, mesh) for scopes in (tuple(prune.scopes), (evaluate.TRAINED,))}
   by_place = jax.jit(lambda tree, index: jax.tree.map(lambda x: x[index], tree), out_shardings=train.by_net(mesh))
   rows = np.random.default_rng(0).choice(len(data['train'].labels), (prune.recalibration_batches, config.batch_size))
   batches = jax.jit(lambda images, rows: images[rows], out_shardings=train.replicated(mesh))(data['train'].images, rows)
@@ -370,12 +404,12 @@ def evaluate_groups(config, groups, net, model: Model, theta0, slots, states, da
   shown = jax.jit(one_net, out_shardings=train.replicated(mesh))
 
   outcome = []
-  for i, (group, slot, state) in enumerate(zip(groups, slots, states, strict=True)):
+  for i, (group, slot, state) in enumerate(zip(groups, setting.slots, states, strict=True)):
     final = jax.jit(jax.vmap(lambda s, g=group: (train.final_weights(g, s.phi), train.final_masks(g, s))),
                     out_shardings=train.by_net(mesh))
     before, (after, trained) = by_place(theta0, slot.source), final(state)
     scopes = scopes_of(group, config)
-    measured = programs[scopes](before, after, state.net_state, trained, slot.number, counts, figure_counts, batches,
+    measured = setting.measure[scopes](before, after, state.net_state, trained, slot.number, counts, figure_counts, batches,
                                 data['validation'], data['test'])
     theta_before, theta_after, survivors = to_host(shown(before, after, trained, slot.place[0]))
     outcome.append({'evaluation': train.gather([to_host(measured)], [slot])[0],
@@ -392,8 +426,10 @@ def scopes_of(group: train.Group, config: ml_collections.ConfigDict) -> tuple[st
   return (evaluate.TRAINED,) if group.sparse or (group.own and group.own.zeros) else tuple(config.prune.scopes)
 
 
-def workdir_files(workdir: pathlib.Path, config, groups, nets, sizes, outcome, shares_of_dense) -> None:
+def workdir_files(setting: Setting, workdir: pathlib.Path, groups: Sequence[train.Group], outcome: Sequence[dict[str, Any]],
+                  shares_of_dense: Sequence[dict[str, list[float]]]) -> None:
   """results.csv, overlap.csv, statistics.csv and weights.npz: everything that the report is made of."""
+  config, nets, sizes = setting.config, setting.nets, {name: len(part.labels) for name, part in setting.data.items()}
   results, overlap, statistics = [], [], []
   for group, found, cost in zip(groups, outcome, shares_of_dense, strict=True):
     e = found['evaluation']

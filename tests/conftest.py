@@ -8,9 +8,24 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 # The same examples each time, so that a failure is the change's doing; no deadline: a first call compiles.
 hypothesis.settings.register_profile('default', derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.load_profile('default')
+
+
+@pytest.fixture(scope='module')
+def compiled_once(tmp_path_factory):
+  """Runs of a module compile the same programs: once is enough. The folder is handed to other processes as well."""
+  folder = tmp_path_factory.mktemp('cache')
+  settings = {'jax_compilation_cache_dir': str(folder), 'jax_persistent_cache_min_compile_time_secs': 0.0,
+              'jax_persistent_cache_min_entry_size_bytes': 0}
+  before = {name: getattr(jax.config, name) for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  yield folder
+  for name, value in before.items():
+    jax.config.update(name, value)

@@ -39,7 +39,7 @@ def make_config(data_dir, **change):
 
 
 @pytest.fixture(scope='module')
-def finished(data_dir, tmp_path_factory):
+def finished(compiled_once, data_dir, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('finished')
   lottery.run(make_config(data_dir), workdir)
   return workdir

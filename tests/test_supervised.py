@@ -31,20 +31,6 @@ STEPS = 50   # epochs have 18: two of them and most of a third
 ALPHAS, SEEDS, RATES, DENSITIES = (1.0, 2.0), (0, 1, 5), (0.1, 0.03), (0.1, 0.5, 1.0)
 
 
-@pytest.fixture(scope='module')
-def compiled_once(tmp_path_factory):
-  """The runs below compile the same programs: once is enough. The folder is handed to other processes as well."""
-  folder = tmp_path_factory.mktemp('cache')
-  settings = {'jax_compilation_cache_dir': str(folder), 'jax_persistent_cache_min_compile_time_secs': 0.0,
-              'jax_persistent_cache_min_entry_size_bytes': 0}
-  before = {name: getattr(jax.config, name) for name in settings}
-  for name, value in settings.items():
-    jax.config.update(name, value)
-  yield folder
-  for name, value in before.items():
-    jax.config.update(name, value)
-
-
 @pytest.fixture(scope='module', autouse=True)
 def data_dir(tmp_path_factory):
   with pytest.MonkeyPatch.context() as patch:
