@@ -18,7 +18,13 @@ ALGORITHMS = ('dense', 'one_shot', 'gradual', 'gradual_returns', 'straight_throu
               'snfs', 'dsr', 'set', 'synflow', 'grasp', 'snip', 'static')
 ALPHAS = (1.0, 2.0)
 GRID = (0.05, 0.1, 0.2, 0.3)
-RATES = dict.fromkeys(ALGORITHMS, (0.1, 0.1))   # of ALPHAS
+# Of ALPHAS. Algorithms that are not named have not been tuned yet, and both powers have 0.1.
+RATES = dict.fromkeys(ALGORITHMS, (0.1, 0.1)) | {
+    'dense': (0.2, 0.1),
+    'gradual': (0.05, 0.2),
+    'rigl': (0.1, 0.1),
+    'static': (0.2, 0.1),
+}
 
 
 def get_config(variant: str = 'gradual'):

@@ -1,4 +1,5 @@
 """Every file in configs/: it loads, says what it says it does, and its networks can be built."""
+import csv
 import importlib
 import inspect
 import math
@@ -188,6 +189,23 @@ def changes(which):
   sparsities = (0.0,) if algorithm == 'dense' else tuple(round(1 - p, 9) for p in densities)
   return base | (rates if tuning else seeds) | {'sweep.algorithm': (algorithm,), 'sweep.sparsity': sparsities,
                                                 'prune.densities': densities}
+
+
+TUNINGS = sorted((FOLDER.parent / 'results' / 'mnist_sparse').glob('*_tuning/results.csv'))
+
+
+@pytest.mark.parametrize('path', TUNINGS, ids=lambda path: path.parent.name)
+def test_rates_are_those_that_the_validation_images_chose(path):
+  """The best mean over both sparsities; a rate at which a network diverged has none."""
+  with path.open() as file:
+    rows = list(csv.DictReader(file))
+  best = []
+  for alpha in ('1.0', '2.0'):
+    of_rate = {rate: [float(row['validation_accuracy']) for row in rows if (row['alpha'], row['learning_rate']) == (alpha, rate)]
+               for rate in ('0.05', '0.1', '0.2', '0.3')}
+    means = {rate: np.mean(found) for rate, found in of_rate.items()}
+    best.append(float(max((rate for rate in means if np.isfinite(means[rate])), key=lambda rate, m=means: m[rate])))
+  assert mnist_sparse.RATES[path.parent.name.removesuffix('_tuning')] == tuple(best)
 
 
 @pytest.mark.parametrize('which', [which for which in ALL if which[0] != 'base'], ids=':'.join)
