@@ -92,7 +92,8 @@ def count(apply: Callable[..., Any], params: Tree, *args: Any, **kwargs: Any) ->
 
   jaxpr = jax.make_jaxpr(from_arrays)(params, arrays).jaxpr
   sizes = {leaf_name(path): math.prod(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(params)}
-  inputs = [_CONSTANT if _is_no_activation(v.aval) or v.aval.dtype == bool else None for v in jaxpr.invars[len(sizes):]]
+  avals: list[Any] = [v.aval for v in jaxpr.invars[len(sizes):]]
+  inputs = [_CONSTANT if _is_no_activation(aval) or aval.dtype == bool else None for aval in avals]
   tally, _ = _walk(jaxpr, [*(frozenset([name]) for name in sizes), *inputs], sizes)
   return Costs({name: tally[name] for name in sizes}, tally[None], sizes)
 
