@@ -6,7 +6,6 @@ Reads what each run left in its workdir and writes to --out: table.md, cells.csv
 and figures/algorithms.png and .svg. Runs that only chose a learning rate, named *_tuning, and directories without a finished run
 are left out, and named.
 """
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from absl import flags
 
 from experiments import figures
 from experiments.algorithms import ALGORITHMS, OWN_PARAMETERS
-from experiments.commands import parse
+from experiments.commands import run
 from experiments.errors import UserError
 from experiments.evaluate import TRAINED
 from experiments.results import (
@@ -195,13 +194,5 @@ def figure(cells: dict[tuple[str, float, float], Cell]) -> Any:
   return figures.dots_figure([TITLES.get(name, name) for name in names], panels, f'mean ± sd, n = {counts[0]}')
 
 
-def guarded(argv: list[str]) -> None:
-  try:
-    main(argv)
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
-
-
 if __name__ == '__main__':
-  guarded(parse(__doc__ or '', FLAGS, sys.argv))
+  run(main, __doc__ or '', FLAGS)

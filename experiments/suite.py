@@ -12,7 +12,7 @@ import sys
 
 from absl import flags
 
-from experiments.commands import parse
+from experiments.commands import run
 from experiments.errors import UserError
 
 FLAGS = flags.FlagValues()   # of this command alone
@@ -55,16 +55,5 @@ def algorithms(path: str) -> tuple[str, ...]:
   return tuple(module.ALGORITHMS)
 
 
-def guarded(argv: list[str]) -> None:
-  try:
-    main(argv)
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
-  except KeyboardInterrupt:
-    print('\nstopped; the same command goes on.', file=sys.stderr)
-    sys.exit(130)
-
-
 if __name__ == '__main__':
-  guarded(parse(__doc__ or '', FLAGS, sys.argv))
+  run(main, __doc__ or '', FLAGS)

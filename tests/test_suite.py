@@ -60,3 +60,10 @@ def test_mistakes(tmp_path):
     suite.algorithms(str(tmp_path / 'missing.py'))
   done = run()
   assert done.returncode == 2 and done.stderr.splitlines()[-1] == 'error: --config and --workdir are needed; see --help.'
+
+
+def test_help_says_what_it_does_and_its_flags():
+  done = run('--help')
+  assert done.returncode == 0 and done.stdout.startswith('Runs every algorithm of a config') and '--workdir: Required' in done.stdout
+  done = run('--wrokdir=x')
+  assert done.returncode == 2 and done.stderr == "error: Unknown command line flag 'wrokdir'. Did you mean: workdir ?\n"
