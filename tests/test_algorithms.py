@@ -4,6 +4,8 @@ import itertools
 import json
 import shutil
 
+import haiku as hk
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -11,7 +13,7 @@ import tiny
 
 from configs import base
 from experiments import data as datasets
-from experiments import supervised
+from experiments import supervised, train
 from experiments.algorithms import ALGORITHMS, FIRST_MASKS
 from experiments.errors import UserError
 from experiments.models import MODELS
@@ -123,6 +125,23 @@ def test_every_algorithm_makes_a_group(data_dir):
   assert len(groups) == len(ALGORITHMS) + len(masked)   # the others have no sparsity
   assert [group.sparse for group in groups] == [group.axes['algorithm'] in masked for group in groups]
   assert ALGORITHMS.keys() <= TITLES.keys() and FIRST_MASKS.keys() <= ALGORITHMS.keys()
+
+
+def test_side_by_side_as_one_after_another(data_dir, tmp_path):
+  """Networks of a group batched, as on a GPU: the same masks, and an update of masks is still a branch."""
+  config = make_config(data_dir, **{'sweep.algorithm': ('rigl',), 'sweep.seed': (0, 1, 2)})
+  setting = supervised.prepare(config, supervised.make_groups(config), tmp_path)
+  counts = [slot.number for slot in setting.slots]
+  found = []
+  for batched in (False, True):
+    epoch = train.make_epoch(setting.groups, hk.transform_with_state(setting.model.forward), 20, setting.mesh, batched=batched)
+    arguments = (setting.first(), [slot.nets for slot in setting.slots], counts, setting.data['train'], 0, 0, 12)
+    assert str(jax.make_jaxpr(epoch)(*arguments)).count('cond[') > 0
+    states, tallies = epoch(*arguments)
+    found.append(train.gather([(states[0].phi, states[0].opt_state.masks, tallies[0])], setting.slots)[0])
+  (phi, masks, tally), (other_phi, other_masks, other_tally) = found
+  jax.tree.map(np.testing.assert_array_equal, masks, other_masks)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), (phi, tally), (other_phi, other_tally))
 
 
 @pytest.mark.parametrize('key, value, message', [
