@@ -64,6 +64,7 @@ def test_mistakes(tmp_path):
 
 def test_help_says_what_it_does_and_its_flags():
   done = run('--help')
-  assert done.returncode == 0 and done.stdout.startswith('Runs every algorithm of a config') and '--workdir: Required' in done.stdout
+  assert done.returncode == 0 and done.stdout.startswith('Runs every algorithm of a config')
+  assert '--workdir: Required' in done.stdout
   done = run('--wrokdir=x')
   assert done.returncode == 2 and done.stderr == "error: Unknown command line flag 'wrokdir'. Did you mean: workdir ?\n"
