@@ -30,7 +30,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   check(config)
   origin = workdirs.provenance()
   started = time.monotonic()
-  setting = supervised.prepare(config, make_groups(config), workdir)
+  setting = supervised.prepare(config, make_groups, workdir)
   if setting is None:
     return
   first, spent, seconds = supervised.fit(setting, config.lottery.rewind_steps, made(workdir / 'rewind'))

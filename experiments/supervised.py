@@ -58,7 +58,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   check(config)
   origin = workdirs.provenance()   # now: the commit may be another one when the run ends
   started = time.monotonic()
-  setting = prepare(config, make_groups(config), workdir)
+  setting = prepare(config, make_groups, workdir)
   if setting is None:
     return
   ready = time.monotonic()
@@ -70,14 +70,16 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
            {'start': ready - started, 'training': seconds, 'evaluation': finished - trained})
 
 
-def prepare(config: ml_collections.ConfigDict, groups: list[train.Group], workdir: pathlib.Path) -> Setting | None:
-  """Everything but training; None where the workdir holds the run, ended, whose report is then drawn again."""
+def prepare(config: ml_collections.ConfigDict, grouped: Callable[[ml_collections.ConfigDict], list[train.Group]],
+            workdir: pathlib.Path) -> Setting | None:
+  """Everything but training, for the groups that `grouped` makes; None where the workdir holds the run, ended: its report is then
+  drawn again."""
   data = datasets.load(config.dataset, config.data_dir)
   say(datasets.describe(data))
   splits = split(data, config.train_images, config.batch_size)
   model = MODELS[config.model](data.classes, config.bias_stddev)
   net = hk.transform_with_state(model.forward)
-  nets, image_shape = make_nets(config), splits['train'].images.shape[1:]
+  groups, nets, image_shape = grouped(config), make_nets(config), splits['train'].images.shape[1:]
   check_sparsities(groups, net, image_shape)
   if jax.process_index() == 0:
     workdirs.bind(workdir, config)   # not before all of the config has been found good

@@ -130,7 +130,7 @@ def test_every_algorithm_makes_a_group(data_dir):
 def test_side_by_side_as_one_after_another(data_dir, tmp_path):
   """Networks of a group batched, as on a GPU: the same masks, and an update of masks is still a branch."""
   config = make_config(data_dir, **{'sweep.algorithm': ('rigl',), 'sweep.seed': (0, 1, 2)})
-  setting = supervised.prepare(config, supervised.make_groups(config), tmp_path)
+  setting = supervised.prepare(config, supervised.make_groups, tmp_path)
   counts = [slot.number for slot in setting.slots]
   found = []
   for batched in (False, True):
