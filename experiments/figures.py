@@ -199,11 +199,12 @@ def dots_figure(names: Sequence[str], panels: Sequence[tuple[str, Mapping[str, D
   for ax, (title, groups) in zip(axes, panels, strict=True):
     means = np.stack([mean for mean, _ in groups.values()])
     ax.hlines(places, np.nanmin(means, axis=0), np.nanmax(means, axis=0), color='0.75', linewidth=0.8)
-    for label, (mean, sd) in groups.items():
-      ax.errorbar(mean, places, xerr=np.nan_to_num(sd), **{**styles[label], 'linestyle': '', 'elinewidth': 0.8})
+    for offset, (label, (mean, sd)) in zip(np.linspace(0.13, -0.13, len(groups)), groups.items(), strict=True):
+      ax.errorbar(mean, places + offset, xerr=np.nan_to_num(sd), **{**styles[label], 'linestyle': '', 'elinewidth': 0.8})
     # What fails altogether would squeeze the others together.
     seen = means[np.isfinite(means)]
-    ax.set_xlim(max(float(np.percentile(seen, 10)) - 3, 0), min(float(seen.max()) + 0.5, 100))
+    highest = np.nanmax([mean + np.nan_to_num(sd) for mean, sd in groups.values()])
+    ax.set_xlim(max(float(np.percentile(seen, 10)) - 3, 0), min(float(highest) + 0.2, 100))
     ax.set_title(title)
     ax.xaxis.set_major_locator(MaxNLocator(4))
   axes[0].set_yticks(places, names)

@@ -247,3 +247,17 @@ def test_svg_is_xml_without_dates_and_png_has_200_dots_an_inch(tmp_path, all_fig
     assert png.read_bytes()[:8] == b'\x89PNG\r\n\x1a\n'
     assert int.from_bytes(png.read_bytes()[16:20], 'big') == 680  # 3.4 in
     assert svg.stat().st_size < 400_000, f'{name}: too large to commit'
+
+
+def test_dots_of_algorithms():
+  """Names from top to bottom, a dot at each mean, what is missing left out, and all of the best bar within the axes."""
+  nan = float('nan')
+  dots = {'α = 1': (np.array([97.0, 90.0]), np.array([0.5, nan])), 'α = 2': (np.array([96.0, nan]), np.array([0.25, nan]))}
+  figure = figures.dots_figure(['RigL', 'SET'], [('10 % kept', dots), ('2 % kept', dots)], 'mean ± sd, n = 3')
+  left, right = figure.axes
+  assert [label.get_text() for label in left.get_yticklabels()] == ['RigL', 'SET'] and left.get_yticks().tolist() == [1, 0]
+  assert (left.get_title(), right.get_title()) == ('10 % kept', '2 % kept')
+  for ax in (left, right):
+    drawn = {round(float(x), 3) for line in ax.get_lines() for x in line.get_xdata() if np.isfinite(x)}
+    assert {97.0, 90.0, 96.0} <= drawn
+    assert 97.5 <= ax.get_xlim()[1] <= 98
