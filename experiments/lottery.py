@@ -22,6 +22,7 @@ import powerprop
 from experiments import supervised, train
 from experiments import workdir as workdirs
 from experiments.errors import UserError
+from experiments.progress import say
 from powerprop.reparam import Tree, leaf_name
 
 
@@ -39,7 +40,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   outcomes: list[dict[str, Any]] = []
   masks = [state.opt_state.masks for state in first]
   for number in range(config.lottery.rounds + 1):
-    supervised.say(f'round {number} of {config.lottery.rounds}')
+    say(f'round {number} of {config.lottery.rounds}')
     begin = [rewound(state, mask, setting.mesh) for state, mask in zip(first, masks, strict=True)]
     place = made(workdir / f'round_{number}')
     states, more, took = supervised.fit(setting, config.steps, place, (config.lottery.rewind_steps, begin))

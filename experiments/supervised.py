@@ -3,7 +3,6 @@ import functools
 import itertools
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from experiments.checkpoint import Checkpoints, pack, unpack
 from experiments.errors import UserError
 from experiments.models import BIASES, MODELS, Model
 from experiments.optimizers import OPTIMIZERS, SCHEDULES, UPDATES
+from experiments.progress import Progress, plural, say
 from experiments.results import read_results, table
 from powerprop import flops
 
@@ -121,15 +121,6 @@ def finish(workdir: pathlib.Path) -> None:
   for path in report.write_report(workdir):
     say(f'wrote {path}')
   say(table(read_results(workdir)))
-
-
-def say(text: str) -> None:
-  if jax.process_index() == 0:
-    print(text, flush=True)
-
-
-def plural(n: int, noun: str) -> str:
-  return f'{n} {noun}' if n == 1 else f'{n} {noun}s'
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -330,48 +321,6 @@ def epochs(done: int, steps: int, steps_per_epoch: int) -> Iterator[tuple[int, i
     last = min(steps_per_epoch, steps - number * steps_per_epoch)
     yield number, first, last
     done = number * steps_per_epoch + last
-
-
-class Progress:
-  """One line that says how far training is, how fast, and how long it will take; a line each 10 s where it is no terminal.
-
-  The rate leaves out the first part, in which programs are compiled.
-  """
-
-  def __init__(self, steps: int, done: int, nets: int, before: float):
-    self._steps, self._done, self._nets, self._before = steps, done, nets, before
-    self._start = self._shown = time.monotonic()
-    self._first: tuple[int, float] | None = None   # step and time of the first call of `show`
-
-  @property
-  def seconds(self) -> float:
-    return self._before + time.monotonic() - self._start
-
-  def show(self, step: int, losses: np.ndarray) -> None:
-    now = time.monotonic()
-    first = self._first = self._first or (step, now)
-    terminal = sys.stdout.isatty()
-    if not terminal and now - self._shown < 10 and step < self._steps:
-      return
-    self._shown = now
-    since, begun = first if step > first[0] else (self._done, self._start)
-    each = (now - begun) / max(1, step - since)
-    finite = losses[np.isfinite(losses)]
-    loss = np.mean(finite) if finite.size else np.nan
-    text = (f'step {step:,}/{self._steps:,} | {1e3 * each / self._nets:.2f} ms a step and network | '
-            f'loss {loss:.4f} | {clock(each * (self._steps - step))} left')
-    if jax.process_index() == 0:
-      print(f'\r\x1b[K{text}' if terminal else text, end='' if terminal else '\n', flush=True)
-
-  def end(self) -> None:
-    if sys.stdout.isatty() and jax.process_index() == 0:
-      print()
-
-
-def clock(seconds: float) -> str:
-  minutes, rest = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f'{hours} h {minutes:02d} min' if hours else f'{minutes} min {rest:02d} s'
 
 
 def group_name(group: train.Group, config: ml_collections.ConfigDict) -> str:
