@@ -170,6 +170,10 @@ def changes(which):
   """What a config changes in the notebook's protocol, by hand."""
   if which[0] == 'cifar_figure2':
     return FIGURE2 | (CIFAR_RATES if which[1] == 'tuning' else {'sweep.seed': (0, 1), 'alpha_rates': cifar_figure2.RATES})
+  if which[0] == 'mnist_longer':
+    algorithm, _, times = which[1].partition('_')
+    return changes(('mnist_sparse', algorithm)) | {'steps': {'1x': 9_000, '2x': 18_000, '5x': 45_000}[times],
+                                                   'sweep.sparsity': (0.95, 0.98), 'prune.densities': (0.05, 0.02)}
   if which[0] == 'mnist_entry':
     return changes(('mnist_sparse', 'rigl')) | {'sweep.alpha': (2,), 'alpha_rates': mnist_sparse.RATES['rigl'][1:],
                                                 'sparse.entry': {'zero': 0.0, 'half': 0.5, 'whole': 1.0}[which[1]]}
