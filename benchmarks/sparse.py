@@ -1,4 +1,4 @@
-"""Times and memory of sparse training: updates of masks on the weights of a ResNet-50, and what a step of a ResNet-20 pays."""
+"""Times and memory of sparse training: updates of masks on the weights of a ResNet-50, and what a training step pays."""
 import functools
 import statistics
 from collections.abc import Callable
@@ -16,7 +16,8 @@ from powerprop import SparsityUpdater, updaters
 from powerprop.distributions import make_counts, uniform
 from powerprop.reparam import Tree, is_weight, leaf_name
 
-SPARSITY, BATCH, EVERY = 0.9, 128, 100
+SPARSITY, EVERY = 0.9, 100
+BATCH, LARGE = 128, 256   # of CIFAR's networks, of ResNet-50
 STEM = '*/initial_conv/w'   # of hk.nets.ResNet50: stays dense under a uniform distribution
 
 
@@ -65,13 +66,13 @@ def mask_updates(quick: bool) -> list[Row]:
   theta = weights_of(resnet50())
   grads = random_like(theta, 1)
   total = sum(x.size for x in jax.tree.leaves(theta))
+  rows: list[Row] = [] if jax.default_backend() == 'cpu' else [resnet50_step(rounds)]
   rules = {'gradual': updaters.gradual(SPARSITY, 0, 10 * EVERY, EVERY, uniform),
            'RigL': updaters.rigl(SPARSITY, 10 * EVERY, EVERY, 0.2, uniform)}
   by_hand = {'gradual': lambda t, g, m: argsort_gradual(t, m), 'RigL': argsort_rigl}
-  rows = []
   for name, target in (('gradual', 0.35), ('RigL', 0.7)):
     updater = rules[name]
-    masks, memory = updater.init(theta, jax.random.key(2))
+    masks, memory = jax.jit(updater.init)(theta, jax.random.key(2))
     ours = jax.jit(functools.partial(updater.update, jnp.int32(5 * EVERY)))
     naive = jax.jit(by_hand[name])
     functions = {'ours': lambda f=ours, m=masks, s=memory: jax.block_until_ready(f(m, s, theta, grads))}
@@ -81,7 +82,21 @@ def mask_updates(quick: bool) -> list[Row]:
     functions['argsort'] = lambda f=naive, m=masks: jax.block_until_ready(f(theta, grads, m.forward))
     both = take_turns(functions, 1 if quick else 3)
     rows.append(ratio(f'{name}: by argsort, layer by layer / ours', both['argsort'], both['ours'], 7.0, least=True))
+    if jax.default_backend() != 'cpu':
+      share = statistics.median(wall) / rows[0]['value']
+      rows.append(row(f'{name}: masks of ResNet-50 / a training step of it, batch {LARGE}, 224²', share, '×'))
   return rows
+
+
+def resnet50_step(rounds: int) -> Row:
+  """Seconds of a training step of a dense ResNet-50 in the default precision: for an accelerator."""
+  net = hk.transform_with_state(lambda x: hk.nets.ResNet50(1000)(x, True))
+  images = jax.random.uniform(jax.random.key(0), (LARGE, 224, 224, 3))
+  labels = jax.random.randint(jax.random.key(1), (LARGE,), 0, 1000)
+  turn = stepper(net.init, lambda p, s, x: net.apply(p, s, None, x), None, images, labels)(0)
+  wall = take_turns({'': turn}, rounds)[''].wall
+  return row(f'ResNet-50: a dense training step, batch {LARGE}, 224²', statistics.median(wall), 's',
+             low=min(wall), high=max(wall))
 
 
 def growth(quick: bool) -> list[Row]:
@@ -121,52 +136,58 @@ def memory(quick: bool) -> list[Row]:
 # ---- steps ------------------------------------------------------------------------------------------------------
 
 
-def step_of(tx: Any, net: hk.TransformedWithState, masks: bool) -> Callable[..., Any]:
-  """The compiled step (φ, optimiser state, network state, images, labels, n) → the same."""
-  def step(phi: Tree, opt_state: Any, net_state: Tree, images: jax.Array, labels: jax.Array, n: jax.Array) -> Any:
+def stepper(init: Callable[..., Any], apply: Callable[..., Any], updater: SparsityUpdater | None, images: jax.Array,
+            labels: jax.Array) -> Callable[[int], Callable[[], Any]]:
+  """n → one more training step, by momentum, each time it is called, at step n of the schedule. One compilation."""
+  inner = optax.with_extra_args_support(optax.sgd(0.1, 0.9))
+  tx = inner if updater is None else powerprop.sparsify(inner, updater, key=jax.random.key(3))
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(state: Any, images: jax.Array, labels: jax.Array, n: jax.Array) -> Any:
+    phi, opt_state, net_state = state
     def loss_fn(theta: Tree) -> Any:
-      logits, state = net.apply(theta, net_state, None, images, True)
-      return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), state
-    theta = powerprop.masked(opt_state, phi) if masks else phi
-    grads, state = jax.grad(loss_fn, has_aux=True)(theta)
+      logits, new = apply(theta, net_state, images)
+      return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), new
+    theta = phi if updater is None else powerprop.masked(opt_state, phi)
+    grads, net_state = jax.grad(loss_fn, has_aux=True)(theta)
     updates, opt_state = tx.update(grads, opt_state, phi, step=n)
-    return optax.apply_updates(phi, updates), opt_state, state
-  return jax.jit(step, donate_argnums=(0, 1, 2))
+    return optax.apply_updates(phi, updates), opt_state, net_state
+
+  phi, net_state = jax.jit(init)(jax.random.key(2), images[:1])
+  state = phi, jax.jit(tx.init)(phi), net_state
+
+  def at(n: int) -> Callable[[], Any]:
+    def turn() -> Any:
+      nonlocal state
+      state = jax.block_until_ready(step(state, images, labels, jnp.int32(n)))
+    return turn
+  return at
 
 
 def overheads(quick: bool) -> list[Row]:
-  """A step of a ResNet-20 at batch 128 with masks, against one without, by momentum: between two updates of masks, at one, and
-  the two weighed as one update in 100 steps."""
-  net = hk.transform_with_state(MODELS['resnet_20'](10, 0.0).forward)
+  """A step of a ResNet-20, on an accelerator of a ResNet-18, at batch 128 with masks, against one without, by momentum: between
+  two updates of masks, at one, and the two weighed as one update in 100 steps."""
+  title, model = ('ResNet-20', 'resnet_20') if jax.default_backend() == 'cpu' else ('ResNet-18', 'resnet_18')
+  net = hk.transform_with_state(MODELS[model](10, 0.0).forward)
   images = jax.random.uniform(jax.random.key(0), (BATCH, 32, 32, 3))
   labels = jax.random.randint(jax.random.key(1), (BATCH,), 0, 10)
-  phi, net_state = jax.jit(net.init, static_argnums=2)(jax.random.key(2), images, True)
   rules: dict[str, SparsityUpdater | None] = {
       'dense': None, 'gradual': updaters.gradual(SPARSITY, 0, 10 * EVERY, EVERY, uniform),
       'RigL': updaters.rigl(SPARSITY, 10 * EVERY, EVERY, 0.2, uniform),
       'Top-KAST': updaters.top_kast(SPARSITY, 0.8, EVERY, distribution=uniform)}
-
-  def stepper(updater: SparsityUpdater | None, n: int) -> Callable[[], Any]:
-    inner = optax.with_extra_args_support(optax.sgd(0.1, 0.9))
-    tx = inner if updater is None else powerprop.sparsify(inner, updater, key=jax.random.key(3))
-    step = step_of(tx, net, updater is not None)
-    state = jax.tree.map(jnp.copy, (phi, tx.init(phi), net_state))
-
-    def turn() -> Any:
-      nonlocal state
-      state = jax.block_until_ready(step(*state, images, labels, jnp.int32(n)))
-    return turn
-
-  functions = {f'{name} {when}': stepper(updater, n) for name, updater in rules.items()
-               for when, n in (('between', 5 * EVERY), ('at', 5 * EVERY - 1)) if updater is not None or when == 'between'}
+  steppers = {name: stepper(lambda key, x: net.init(key, x, True), lambda p, s, x: net.apply(p, s, None, x, True), updater,
+                            images, labels) for name, updater in rules.items()}
+  moments = {'between': 5 * EVERY, 'at': 5 * EVERY - 1}
+  functions = {f'{name} {when}': steppers[name](n) for name in rules for when, n in moments.items()
+               if name != 'dense' or when == 'between'}
   times = take_turns(functions, 2 if quick else 9)
   rows = []
   for name in ('gradual', 'RigL', 'Top-KAST'):
     between, at = times[f'{name} between'], times[f'{name} at']
-    rows.append(ratio(f'ResNet-20 step: {name} between updates / dense', between, times['dense between'], 1.03))
+    rows.append(ratio(f'{title} step: {name} between updates / dense', between, times['dense between'], 1.03))
     weighed = Times(*([(99 * b + a) / 100 for a, b in zip(x, y, strict=True)] for x, y in zip(at, between, strict=True)))
-    rows.append(ratio(f'ResNet-20 step: {name}, an update in 100 steps / between', weighed, between, 1.02))
-  rows.append(ratio('ResNet-20 step: Top-KAST, masks at every step / dense', times['Top-KAST at'], times['dense between'], 1.15))
+    rows.append(ratio(f'{title} step: {name}, an update in 100 steps / between', weighed, between, 1.02))
+  rows.append(ratio(f'{title} step: Top-KAST, masks at every step / dense', times['Top-KAST at'], times['dense between'], 1.15))
   return rows
 
 

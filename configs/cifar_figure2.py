@@ -7,7 +7,7 @@ for all.
   python -m experiments.main --config=configs/cifar_figure2.py --workdir=runs/cifar_figure2
   python -m experiments.main --config=configs/cifar_figure2.py:tuning --workdir=runs/cifar_figure2_tuning
 
-8 networks, and 16 networks for the choice of the rate. Results are in RESULTS.md, times in run.json beside them.
+12 networks, and 20 networks for the choice of the rate. Results are in RESULTS.md, times in run.json beside them.
 """
 from configs import base, cifar_sparse
 
@@ -27,7 +27,7 @@ def get_config(variant: str = 'full'):
     config.name, config.steps = 'cifar_figure2_tuning', 5 * 360
     config.sweep.seed, config.sweep.learning_rate = (3,), cifar_sparse.GRID
   else:
-    config.sweep.seed, config.alpha_rates = (0, 1), RATES
+    config.sweep.seed, config.alpha_rates = (0, 1, 2), RATES
   config.prune.scopes = ('layer', 'global')
   config.report = ('compare',)
   return config

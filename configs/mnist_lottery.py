@@ -16,16 +16,11 @@ def get_config(variant: str = 'initialisation'):
   """`variant`: 'initialisation' or 'late', what weights are rewound to."""
   if variant not in ('initialisation', 'late'):
     raise ValueError(f"mnist_lottery has the variants 'initialisation' and 'late', not {variant!r}.")
-  config = base.get_config()
+  config = mnist_sparse.settings(base.get_config())
   config.protocol = 'lottery'
   config.name = f'mnist_lottery_{variant}'
   config.title = 'Lottery tickets'
-  config.steps = 9_000
-  config.schedule = 'cosine'
-  config.sweep.alpha, config.sweep.seed = mnist_sparse.ALPHAS, (0, 1, 2)
-  config.sweep.optimizer = ('momentum',)
+  config.sweep.seed = (0, 1, 2)
   config.alpha_rates = mnist_sparse.RATES['dense']
-  config.prune.densities = (0.2, 0.1, 0.05, 0.02)
   config.lottery.rewind_steps = 500 if variant == 'late' else 0
-  config.report = ('compare',)
   return config

@@ -33,20 +33,23 @@ def get_config(variant: str = 'gradual'):
   if algorithm not in ALGORITHMS:
     known = ', '.join(repr(name) for a in ALGORITHMS for name in (a, f'{a}_tuning'))
     raise ValueError(f'mnist_sparse has the variants {known}, not {variant!r}.')
-  config = base.get_config()
+  config = settings(base.get_config())
   config.name = f'mnist_sparse_{variant}'
   config.title = 'Sparse training'
-  config.steps = 9_000
-  config.schedule = 'cosine'
-  config.sweep.alpha = ALPHAS
-  config.sweep.optimizer = ('momentum',)
   config.sweep.algorithm = (algorithm,)
   if tuning:
     config.sweep.seed, config.sweep.learning_rate, config.sweep.sparsity = (3,), GRID, (0.9, 0.98)
   else:
     config.sweep.seed, config.alpha_rates, config.sweep.sparsity = (0, 1, 2), RATES[algorithm], (0.8, 0.9, 0.95, 0.98)
   config.sweep.sparsity = (0.0,) if algorithm == 'dense' else config.sweep.sparsity
-  config.prune.densities = (0.1, 0.02) if tuning else (0.2, 0.1, 0.05, 0.02)
-  config.prune.output_factor = 1.0
+  config.prune.densities = (0.1, 0.02) if tuning else config.prune.densities
+  return config
+
+
+def settings(config):
+  """What all runs of sparse training on MNIST share."""
+  config.steps, config.schedule = 9_000, 'cosine'
+  config.sweep.alpha, config.sweep.optimizer = ALPHAS, ('momentum',)
+  config.prune.densities, config.prune.output_factor = (0.2, 0.1, 0.05, 0.02), 1.0
   config.report = ('compare',)
   return config

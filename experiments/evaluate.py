@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from experiments.train import NETS, Batches, each, pixels
+from experiments.train import NETS, Batches, each, is_convolutional, pixels
 from powerprop import masks, statistics
 from powerprop.reparam import Tree, is_weight, leaf_name
 
@@ -92,8 +92,7 @@ def evaluate_net(net: hk.TransformedWithState, scopes: Sequence[str], theta0: Tr
       state = recalibrate(net, pruned, net_state, batches) if scope.endswith('recalibrated') else net_state
       return [hits(net, pruned, state, data) for data in (validation, test)]
     # Small dense layers of many networks are one product; convolutions with weights of their own would be slow as a grouped one.
-    convolutional = any(x.ndim > 2 for x in jax.tree.leaves(theta))
-    scores = jax.lax.map(score, kept) if convolutional else jax.vmap(score)(kept)
+    scores = jax.lax.map(score, kept) if is_convolutional(theta) else jax.vmap(score)(kept)
     return total, overlap, *scores
 
   kept, overlap, on_validation, on_test = (jnp.stack(column) for column in zip(*map(one_scope, scopes), strict=True))

@@ -184,12 +184,10 @@ def make_epoch(groups: Sequence[Group], net: hk.TransformedWithState, batch_size
   batches, and a run may stop after any epoch and go on bit-identically. The bounds are traced: one compilation. The states are
   donated. A tally is a mean over the steps taken, leaves [n·S] for each group.
 
-  A GPU or TPU trains the networks of a group side by side, as one batched network; a CPU core is filled by one network already,
-  trains one after another, and skips the repetitions. `batched` chooses by hand. `augment`: (key, images uint8) → images.
+  `batched`: the networks of a group train side by side, as one batched network; else one after another, without the repetitions.
+  By default as `side_by_side` says. `augment`: (key, images uint8) → images.
   """
   loss_fn = make_loss(net)
-  if batched is None:
-    batched = mesh.devices.flat[0].platform != 'cpu'
 
   def one_net(group, data, number, first, last, state, seed, learning_rate, penalty):
     tx = group.optimizer(learning_rate, stream(seed, MASKS), None)
@@ -213,13 +211,25 @@ def make_epoch(groups: Sequence[Group], net: hk.TransformedWithState, batch_size
     out = []
     for group, state, n, count in zip(groups, states, nets, counts, strict=True):
       train = functools.partial(one_net, group, data, number, first, last)
-      out.append(jax.vmap(train)(state, *n) if batched else each(train, count[0], state, *n))
+      together = side_by_side(state.phi, mesh) if batched is None else batched
+      out.append(jax.vmap(train)(state, *n) if together else each(train, count[0], state, *n))
     return [state for state, _ in out], [tallies for _, tallies in out]
 
   mapped, whole = PartitionSpec(NETS), PartitionSpec()
   # Networks never talk to each other, so each device runs its own; nothing is left for a partitioner to decide.
   return jax.jit(jax.shard_map(epoch, mesh=mesh, in_specs=(mapped, mapped, mapped, whole, whole, whole, whole),
                                out_specs=mapped, check_vma=False), donate_argnums=0)
+
+
+def side_by_side(params: Tree, mesh: Mesh) -> bool:
+  """Does a device train the networks of a group (leaves [K, ...]) best as one batched network? A GPU or TPU is far from filled by
+  small dense layers. A CPU core is filled by one network; and convolutions of different weights batched are grouped ones,
+  slow everywhere."""
+  return mesh.devices.flat[0].platform != 'cpu' and not is_convolutional(jax.tree.map(lambda x: x[0], params))
+
+
+def is_convolutional(params: Tree) -> bool:
+  return any(x.ndim > 2 for x in jax.tree.leaves(params))
 
 
 def tally(group: Group, state: TrainState, step: Any) -> Tally:

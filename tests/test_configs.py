@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import base, cifar_figure2, cifar_sparse, mnist_sparse
+from configs import base, cifar_figure2, cifar_resnet, cifar_sparse, mnist_sparse
 from experiments import data as datasets
 from experiments import main, supervised
 from experiments.models import MODELS
@@ -84,10 +84,11 @@ def test_a_config_can_be_run(which):
     for group in groups[:1] + groups[-1:]:
       if group.first_masks:   # its masks are made of data
         continue
-      phi = jax.eval_shape(group.reparam.inverse, theta)
+      params = theta if group.own is None else jax.eval_shape(group.own.expand, theta)
+      phi = jax.eval_shape(group.reparam.inverse, params)
       tx = group.optimizer(jnp.float32(0.1), jax.random.key(0), None)
       updates, _ = jax.eval_shape(lambda p, tx=tx: tx.update(p, tx.init(p), p), phi)
-      assert jax.tree.map(lambda x: (x.shape, x.dtype), updates) == jax.tree.map(lambda x: (x.shape, x.dtype), theta)
+      assert jax.tree.map(lambda x: (x.shape, x.dtype), updates) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
 
 
 @pytest.mark.parametrize('name', [name for name in NAMES if name != 'base'])
@@ -162,14 +163,24 @@ MNIST_SPARSE = {'steps': 9_000, 'schedule': 'cosine', 'sweep.alpha': (1, 2), 'sw
 CIFAR = {'dataset': 'cifar10', 'model': 'conv_16_32_64', 'train_images': 45_000, 'batch_size': 125, 'steps': 5_400,
          'augment': 'crop_and_flip', 'schedule': 'cosine', 'sweep.optimizer': ('momentum_decay',), 'weight_decay': 5e-4,
          'prune.output_factor': 1.0, 'report': ('compare',)}
-CIFAR_RATES = {'steps': 1_800, 'sweep.seed': (3,), 'sweep.learning_rate': (0.01, 0.03, 0.1, 0.2)}
+CIFAR_RATES = {'steps': 1_800, 'sweep.seed': (3,), 'sweep.learning_rate': (0.02, 0.05, 0.1, 0.2, 0.4)}
+BATCH_NORM_RATES = (0.03, 0.1, 0.3, 1.0)
 FIGURE2 = CIFAR | {'sweep.alpha': (1, 1.375, 2, 3), 'prune.scopes': ('layer', 'global')}
 
 
 def changes(which):
   """What a config changes in the notebook's protocol, by hand."""
   if which[0] == 'cifar_figure2':
-    return FIGURE2 | (CIFAR_RATES if which[1] == 'tuning' else {'sweep.seed': (0, 1), 'alpha_rates': cifar_figure2.RATES})
+    return FIGURE2 | (CIFAR_RATES if which[1] == 'tuning' else {'sweep.seed': (0, 1, 2), 'alpha_rates': cifar_figure2.RATES})
+  if which[0] == 'cifar_batch_norm':
+    return CIFAR | {'model': 'resnet_20', 'sweep.alpha': (1, 2), 'sweep.seed': (0,), 'sweep.learning_rate': BATCH_NORM_RATES,
+                    'prune.scopes': ('layer', 'layer recalibrated', 'global', 'global recalibrated'),
+                    'report': ('learning_rate', 'compare')}
+  if which[0] == 'cifar_resnet':
+    algorithm, tuning = which[1].removesuffix('_tuning'), which[1].endswith('_tuning')
+    rates = {'steps': 1_080, 'sweep.seed': (3,), 'sweep.learning_rate': BATCH_NORM_RATES}
+    return changes(('cifar_sparse', which[1])) | {'model': 'resnet_18'} | (
+        rates if tuning else {'sweep.seed': (0,), 'alpha_rates': cifar_resnet.RATES[algorithm]})
   if which[0] == 'mnist_longer':
     algorithm, _, times = which[1].partition('_')
     return changes(('mnist_sparse', algorithm)) | {'steps': {'1x': 9_000, '2x': 18_000, '5x': 45_000}[times],
@@ -177,17 +188,23 @@ def changes(which):
   if which[0] == 'mnist_entry':
     return changes(('mnist_sparse', 'rigl')) | {'sweep.alpha': (2,), 'alpha_rates': mnist_sparse.RATES['rigl'][1:],
                                                 'sparse.entry': {'zero': 0.0, 'half': 0.5, 'whole': 1.0}[which[1]]}
+  if which[0] == 'mnist_penalty':
+    penalties = {'soft_threshold': tuple(3e-4 * (1000 / 3) ** (i / 11) for i in range(12)),
+                 'hard_concrete': tuple(3e-4 * 1000 ** (i / 11) for i in range(12)),
+                 'square_difference': (0.0, 1e-5, 1e-4, 1e-3)}[which[1]]
+    return MNIST_SPARSE | {'sweep.seed': (0, 1, 2), 'sweep.learning_rate': (0.05, 0.2), 'sweep.algorithm': (which[1],),
+                           'sweep.penalty': pytest.approx(penalties, rel=1e-9), 'prune.densities': (0.2, 0.1, 0.05, 0.02)}
   if which[0] == 'mnist_lottery':
     return MNIST_SPARSE | {'protocol': 'lottery', 'sweep.seed': (0, 1, 2), 'alpha_rates': mnist_sparse.RATES['dense'],
-                           'prune.output_factor': 2.0, 'prune.densities': (0.2, 0.1, 0.05, 0.02),
+                           'prune.densities': (0.2, 0.1, 0.05, 0.02),
                            'lottery.rewind_steps': 500 if which[1] == 'late' else 0}
   if which[0] not in ('mnist_sparse', 'cifar_sparse'):
     return CHANGES[which]
   on_mnist, algorithm, tuning = which[0] == 'mnist_sparse', which[1].removesuffix('_tuning'), which[1].endswith('_tuning')
   base = MNIST_SPARSE if on_mnist else CIFAR | {'sweep.alpha': (1, 2)}
   rates = {'sweep.seed': (3,), 'sweep.learning_rate': (0.05, 0.1, 0.2, 0.3)} if on_mnist else CIFAR_RATES
-  chosen = mnist_sparse.RATES[algorithm] if on_mnist else cifar_sparse.RATES
-  seeds = {'sweep.seed': (0, 1, 2) if on_mnist else (0, 1), 'alpha_rates': chosen}
+  chosen = (mnist_sparse if on_mnist else cifar_sparse).RATES[algorithm]
+  seeds = {'sweep.seed': (0, 1, 2), 'alpha_rates': chosen}
   kept = {(True, True): (0.1, 0.02), (True, False): (0.2, 0.1, 0.05, 0.02), (False, True): (0.05,), (False, False): (0.1, 0.02)}
   densities = kept[on_mnist, tuning]
   sparsities = (0.0,) if algorithm == 'dense' else tuple(round(1 - p, 9) for p in densities)

@@ -1,6 +1,9 @@
 """Training: against NumPy in float64, the same by every road, the right batches, one compilation."""
+from types import SimpleNamespace
+
 import haiku as hk
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from hypothesis import given
@@ -280,3 +283,12 @@ def test_one_program_in_place_and_in_parts():
     assert x.sharding.is_equivalent_to(train.by_net(run.mesh), x.ndim)
     assert {shard.data.shape[0] for shard in x.addressable_shards} == {1}
     assert np.any(np.asarray(x)[:3]) and not np.any(np.asarray(x)[3:])
+
+
+def test_who_trains_side_by_side():
+  """Small dense layers on a GPU; never on a CPU, and no convolutions."""
+  one_of = {place: SimpleNamespace(devices=np.array([SimpleNamespace(platform=place)])) for place in ('cpu', 'gpu', 'tpu')}
+  dense, convolution = {'w': jnp.zeros((5, 3, 4)), 'b': jnp.zeros((5, 4))}, {'w': jnp.zeros((5, 3, 3, 1, 2))}
+  found = {(place, name): train.side_by_side(params, one_of[place]) for place in one_of
+           for name, params in (('dense', dense), ('both', {'a': dense, 'b': convolution}))}
+  assert {key for key, yes in found.items() if yes} == {('gpu', 'dense'), ('tpu', 'dense')}
