@@ -9,8 +9,8 @@ epochs, from the same grid for both powers, with a seed of its own: RATES holds 
   python -m experiments.main --config=configs/cifar_sparse.py:gradual_tuning --workdir=runs/cifar_sparse/gradual_tuning
 
 12 networks, and 10 networks for the choice of the rate; so for each of ALGORITHMS. Dense networks, pruned after training, have
-no sparsity of their own: 6 networks, and 10 networks. `python -m experiments.suite --config=... --workdir=runs/cifar_sparse` runs all
-that is missing. Results are in RESULTS.md, times in run.json beside them.
+no sparsity of their own: 6 networks, and 10 networks. `python -m experiments.suite --config=... --workdir=runs/cifar_sparse` runs
+all that is missing. Results are in RESULTS.md, times in run.json beside them.
 """
 from configs import base
 

@@ -8,8 +8,8 @@ comes nearest to it; the table says what it reached. With α = 2 Powerpropagatio
   python -m experiments.main --config=configs/mnist_penalty.py:hard_concrete --workdir=runs/mnist_penalty/hard_concrete
   python -m experiments.main --config=configs/mnist_penalty.py:square_difference --workdir=runs/mnist_penalty/square_difference
 
-144 networks, 144 networks and 48 networks: for a GPU, which trains those of one α side by side. Results are in RESULTS.md, times in
-run.json beside them.
+144 networks, 144 networks and 48 networks: for a GPU, which trains those of one α side by side. Results are in RESULTS.md, times
+in run.json beside them.
 """
 import numpy as np
 
