@@ -18,11 +18,22 @@ ALGORITHMS = ('dense', 'one_shot', 'gradual', 'gradual_returns', 'straight_throu
               'snfs', 'dsr', 'set', 'synflow', 'grasp', 'snip', 'static')
 ALPHAS = (1.0, 2.0)
 GRID = (0.05, 0.1, 0.2, 0.3)
-# Of ALPHAS. Algorithms that are not named have not been tuned yet, and both powers have 0.1.
-RATES = dict.fromkeys(ALGORITHMS, (0.1, 0.1)) | {
+RATES = {   # of ALPHAS
     'dense': (0.2, 0.1),
+    'one_shot': (0.1, 0.1),
     'gradual': (0.05, 0.2),
+    'gradual_returns': (0.1, 0.2),
+    'straight_through': (0.05, 0.05),
+    'ac_dc': (0.1, 0.1),
+    'granet': (0.1, 0.1),
+    'top_kast': (0.2, 0.1),
     'rigl': (0.1, 0.1),
+    'snfs': (0.1, 0.1),
+    'dsr': (0.2, 0.1),
+    'set': (0.2, 0.1),
+    'synflow': (0.1, 0.1),
+    'grasp': (0.1, 0.1),
+    'snip': (0.1, 0.1),
     'static': (0.2, 0.1),
 }
 
