@@ -1,5 +1,6 @@
-"""Convolutions that are fast inside compiled loops on CPUs too."""
+"""Convolutions that train fast inside compiled loops on CPUs too."""
 
+import functools
 from collections.abc import Sequence
 
 import haiku as hk
@@ -7,32 +8,62 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+Pads = tuple[tuple[int, int], ...]   # before and after rows, and columns
+NHWC = ('NHWC', 'HWIO', 'NHWC')      # images, kernel, result: the one order of axes that XLA's fast routine on CPUs takes
 
-def conv_by_product(x: jax.Array, w: jax.Array, stride: Sequence[int], padding: str,
-                    precision: lax.Precision | None = None) -> jax.Array:
-  """Convolution as one matrix product: the shifted images side by side as channels, times the kernel.
 
-  XLA's own convolution is 20 to 50 times slower inside a `lax` loop than outside on CPUs (github.com/jax-ml/jax/issues/12868);
-  products are not. The price is memory: kernel height times kernel width the input.
+def conv(x: jax.Array, w: jax.Array, stride: Sequence[int], padding: str, precision: lax.Precision | None = None) -> jax.Array:
+  """lax's convolution, with gradients that are convolutions of images [B, H, W, C] and kernels [h, w, C, D] themselves.
+
+    ∂L/∂x = the gradient, spread out by the stride, convolved with the kernel turned by 180°
+    ∂L/∂w = x with channels for batch, convolved with the gradient, spread out by the stride, as kernel
+
+  JAX's own rule has the same products in other orders of axes. XLA brings those into order where a program begins, and not inside
+  its loops, where they take 20 to 50 times as long on CPUs (github.com/jax-ml/jax/issues/12868). Here they are in order.
 
   Args:
     x: [B, H, W, C].
     w: [h, w, C, D].
     stride: of rows and columns.
     padding: 'SAME' or 'VALID'.
-    precision: of the product.
+    precision: of the products.
   Returns: [B, H', W', D].
   """
-  pads = lax.padtype_to_pads(x.shape[1:3], w.shape[:2], stride, padding)
-  x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-  # The last shift that is used along an axis begins at size − kernel, rounded down to a multiple of the stride.
-  ends = [size - kernel + 1 for size, kernel in zip(x.shape[1:3], w.shape[:2], strict=True)]
-  shifted = [x[:, i:i + ends[0]:stride[0], j:j + ends[1]:stride[1]] for i in range(w.shape[0]) for j in range(w.shape[1])]
-  return jnp.matmul(jnp.concatenate(shifted, axis=-1), w.reshape(-1, w.shape[-1]), precision=precision)
+  pads = tuple(lax.padtype_to_pads(x.shape[1:3], w.shape[:2], stride, padding))
+  return _conv(x, w, tuple(stride), pads, precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(x: jax.Array, w: jax.Array, stride: tuple[int, ...], pads: Pads, precision: lax.Precision | None) -> jax.Array:
+  return lax.conv_general_dilated(x, w, stride, pads, dimension_numbers=NHWC, precision=precision)
+
+
+def _forward(x: jax.Array, w: jax.Array, stride: tuple[int, ...], pads: Pads,
+             precision: lax.Precision | None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  # Not _conv itself: products with a Hessian differentiate this once more, in forward mode.
+  return lax.conv_general_dilated(x, w, stride, pads, dimension_numbers=NHWC, precision=precision), (x, w)
+
+
+def _backward(stride: tuple[int, ...], pads: Pads, precision: lax.Precision | None, saved: tuple[jax.Array, jax.Array],
+              g: jax.Array) -> tuple[jax.Array, jax.Array]:
+  x, w = saved
+  around_g, around_x = [], []
+  for size, kernel, out, step, (low, _) in zip(x.shape[1:3], w.shape[:2], g.shape[1:3], stride, pads, strict=True):
+    spread = (out - 1) * step + 1
+    around_g.append((kernel - 1 - low, size - spread + low))
+    around_x.append((low, kernel - 1 + spread - size - low))
+  turned = jnp.flip(w, (0, 1)).swapaxes(2, 3)
+  dx = lax.conv_general_dilated(g, turned, (1, 1), around_g, stride, dimension_numbers=NHWC, precision=precision)
+  dw = lax.conv_general_dilated(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), (1, 1), around_x, rhs_dilation=stride,
+                                dimension_numbers=NHWC, precision=precision)
+  return dx, dw.transpose(1, 2, 0, 3)
+
+
+_conv.defvjp(_forward, _backward)
 
 
 class Conv2D(hk.Conv2D):
-  """hk.Conv2D with the same parameters and results, up to rounding: by one matrix product on CPUs, as Haiku's elsewhere.
+  """hk.Conv2D with the same parameters and results, up to rounding: by `conv` on CPUs, as Haiku's elsewhere.
 
   Takes stride, padding 'SAME' or 'VALID', bias and initialisers; no dilation, groups or masks. `w_init` must be given.
   """
@@ -42,7 +73,7 @@ class Conv2D(hk.Conv2D):
       return super().__call__(inputs, precision=precision)
     shape = (*self.kernel_shape, inputs.shape[-1], self.output_channels)
     w = hk.get_parameter('w', shape, inputs.dtype, init=self.w_init)
-    out = conv_by_product(inputs, w, self.stride, self.padding, precision)
+    out = conv(inputs, w, self.stride, self.padding, precision)
     if self.with_bias:
       out += jnp.broadcast_to(hk.get_parameter('b', (self.output_channels,), inputs.dtype, init=self.b_init), out.shape)
     return out

@@ -28,7 +28,7 @@ from experiments.results import (
   Run,
   Table,
   accuracy_table,
-  best_learning_rates,
+  best_settings,
   groups,
   nearest,
   read_config,
@@ -159,7 +159,7 @@ def _shown_alphas(alphas: Iterable[float]) -> list[float]:
 
 
 def _compare(run: Run) -> Iterator[Shown]:
-  rows = best_learning_rates(run.results)
+  rows = best_settings(run.results)
   axes = varying(rows, ['learning_rate'])
   rates = [f'{rate:g}' for rate, in groups(run.results, ['learning_rate'])]
 

@@ -191,17 +191,20 @@ def varying(rows: Sequence[Row], but: Sequence[str] = ()) -> list[str]:
   return axes or ['alpha']
 
 
-def best_learning_rates(rows: Sequence[Row]) -> list[Row]:
-  """Of each group the rows at the learning rate of best validation accuracy, mean over densities and seeds.
+def validation_score(members: Iterable[Row]) -> float:
+  """Mean validation accuracy; −∞ where a network has none."""
+  mean = float(np.mean([row['validation_accuracy'] for row in members]))
+  return mean if np.isfinite(mean) else -np.inf
 
-  A rate at which a network has no finite accuracy is taken only if all rates are so; of equals, the smallest.
+
+def best_settings(rows: Sequence[Row], tuned: Sequence[str] = ('learning_rate',)) -> list[Row]:
+  """Of each group the rows at the values of `tuned` with the best validation accuracy, mean over densities and seeds.
+
+  A value at which a network has no finite accuracy is taken only if all are so; of equals, the smallest.
   """
-  def score(members: Iterable[Row]) -> float:
-    mean = float(np.mean([row['validation_accuracy'] for row in members]))
-    return mean if np.isfinite(mean) else -np.inf
   chosen: list[Row] = []
-  for members in groups(rows, varying(rows, ['learning_rate'])).values():
-    chosen.extend(max(groups(members, ['learning_rate']).values(), key=score))   # the first of equals
+  for members in groups(rows, varying(rows, tuned)).values():
+    chosen.extend(max(groups(members, tuned).values(), key=validation_score))   # the first of equals
   return chosen
 
 

@@ -23,13 +23,14 @@ from experiments.results import (
   Row,
   Summary,
   Table,
-  best_learning_rates,
+  best_settings,
   groups,
   markdown,
   mean_sd,
   read_run,
   share,
   summarise,
+  validation_score,
 )
 from experiments.workdir import write_atomic, write_csv
 
@@ -74,7 +75,7 @@ def main(argv: list[str]) -> None:
 
 
 def read_cells(workdirs: Sequence[Path]) -> dict[tuple[str, float, float], Cell]:
-  """(algorithm, α, density) → what its networks reached, at the learning rate of best validation accuracy.
+  """(algorithm, α, density) → what its networks reached, at the learning rate and penalty of best validation accuracy.
 
   Raises: UserError where two runs have networks of one algorithm and power.
   """
@@ -85,10 +86,12 @@ def read_cells(workdirs: Sequence[Path]) -> dict[tuple[str, float, float], Cell]
     for key, rows in groups(run.results, ['algorithm', 'alpha']).items():
       if any(key == other[:2] for other in found):
         raise UserError(f'{workdir} has networks of {key[0]} at α = {key[1]:g}, as another of these runs has.')
-      best = best_learning_rates(rows) if len(groups(rows, ['learning_rate'])) > 1 else rows
-      by_density = groups([row | {'density': nominal(row)} for row in best], ['density'])
-      if (key[0] in OWN_PARAMETERS or key[0] == 'lottery') and best[0]['scope'] == TRAINED:
-        by_density = nearest(best, run.config['prune']['densities'])
+      if (key[0] in OWN_PARAMETERS or key[0] == 'lottery') and rows[0]['scope'] == TRAINED:
+        by_density = nearest(rows, run.config['prune']['densities'])
+      else:
+        tuned = [axis for axis in ('learning_rate', 'penalty') if len(groups(rows, [axis])) > 1]
+        best = best_settings(rows, tuned) if tuned else rows
+        by_density = groups([row | {'density': nominal(row)} for row in best], ['density'])
       for (density,), some in by_density.items():
         accuracies = {int(row['seed']): row['test_accuracy'] for row in some}
         reached = None if nominal(some[0]) == density else float(np.mean([row['kept'] / row['weights'] for row in some]))
@@ -103,15 +106,17 @@ def nominal(row: Row) -> float:
 
 
 def nearest(rows: Sequence[Row], densities: Sequence[float]) -> dict[tuple[float], list[Row]]:
-  """For each density the networks of the penalty, or round, whose mean density is nearest to it, by ratio. One that leaves
-  nothing is out of the question."""
-  choices = groups(rows, ['penalty', 'sparsity'])
-  means = {key: float(np.mean([row['kept'] / row['weights'] for row in some])) for key, some in choices.items()}
+  """For each density the networks whose mean density is nearest to it, by ratio: of each learning rate the nearest penalty, or
+  round, and of these the one with the best validation accuracy. What leaves nothing is out of the question."""
+  def density(some: Sequence[Row]) -> float:
+    return float(np.mean([row['kept'] / row['weights'] for row in some]))
 
-  def distance(key: tuple[Any, ...], density: float) -> float:
-    return abs(np.log(means[key] / density)) if means[key] > 0 else np.inf
-  return {(density,): choices[min(choices, key=lambda key, d=density: distance(key, d))]   # type: ignore[misc]
-          for density in densities if max(means.values()) > 0}
+  def best(wanted: float) -> list[Row]:
+    of_rates = [[some for some in groups(members, ['penalty', 'sparsity']).values() if density(some) > 0]
+                for members in groups(rows, ['learning_rate']).values()]
+    near = [min(choices, key=lambda some: abs(np.log(density(some) / wanted))) for choices in of_rates if choices]
+    return max(near, key=validation_score)
+  return {(wanted,): best(wanted) for wanted in densities if any(row['kept'] for row in rows)}
 
 
 def net_of(row: Row) -> tuple[Any, ...]:

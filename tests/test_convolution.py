@@ -1,6 +1,7 @@
 """experiments.convolution against JAX's convolution and Haiku's layer."""
 
 import functools
+import re
 
 import haiku as hk
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.convolution import Conv2D, conv_by_product
+from experiments.convolution import NHWC, Conv2D, conv
 
 
 @pytest.mark.parametrize(('height', 'width', 'kernel', 'stride', 'padding'), [
@@ -25,7 +26,7 @@ def test_values_and_gradients_are_those_of_lax(height, width, kernel, stride, pa
     return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
 
   expected = value_and_gradients(lax_conv, x, w)
-  found = value_and_gradients(functools.partial(conv_by_product, stride=stride, padding=padding), x, w)
+  found = value_and_gradients(functools.partial(conv, stride=stride, padding=padding), x, w)
   for own, other in zip(found, expected, strict=True):
     np.testing.assert_allclose(own, other, atol=2e-4)   # sums of up to 100 products in float32, in another order
 
@@ -42,8 +43,22 @@ def test_layer_is_haikus(with_bias):
   np.testing.assert_allclose(net(Conv2D).apply(params, x), net(hk.Conv2D).apply(params, x), atol=1e-4)
 
 
-def test_on_cpus_there_is_no_convolution_in_the_program():
-  net = hk.without_apply_rng(hk.transform(lambda x: Conv2D(4, 3, w_init=hk.initializers.RandomNormal())(x)))
+def test_on_cpus_every_convolution_of_a_step_has_its_axes_in_order():
+  """Others are slow inside a loop. Forward, both gradients, and the product with a Hessian that GraSP takes."""
+  net = hk.without_apply_rng(hk.transform(lambda x: Conv2D(4, 3, 2, w_init=hk.initializers.RandomNormal())(x)))
   x = jnp.zeros((2, 8, 8, 3))
-  program = str(jax.make_jaxpr(net.apply)(jax.eval_shape(net.init, jax.random.key(0), x), x))
-  assert 'dot_general' in program and 'conv_general_dilated' not in program
+  params = jax.eval_shape(net.init, jax.random.key(0), x)
+  gradients = jax.grad(lambda p, x: jnp.sum(net.apply(p, x) ** 2), (0, 1))
+  program = str(jax.make_jaxpr(lambda p, x: jax.jvp(gradients, (p, x), (p, x)))(params, x))
+  orders = set(re.findall(r'(?:lhs|rhs|out)_spec=\([\d, ]+\)', program))
+  assert orders == {'lhs_spec=(0, 3, 1, 2)', 'rhs_spec=(3, 2, 0, 1)', 'out_spec=(0, 3, 1, 2)'}
+  assert NHWC == ('NHWC', 'HWIO', 'NHWC') and program.count('conv_general_dilated') >= 6
+
+
+def test_products_with_a_hessian_are_those_of_lax():
+  x, w = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, 7, 8, 3), (3, 3, 3, 4)]))
+  def product(convolve):
+    gradient = jax.grad(lambda w: jnp.sum(jnp.sin(convolve(x, w))))
+    return jax.jit(lambda w: jax.jvp(gradient, (w,), (jnp.cos(w),))[1])(w)
+  expected = product(lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), 'SAME', dimension_numbers=NHWC))
+  np.testing.assert_allclose(product(lambda x, w: conv(x, w, (2, 2), 'SAME')), expected, rtol=1e-4, atol=1e-4)

@@ -206,7 +206,7 @@ def test_networks_that_diverged_are_crossed_out_of_the_sensitivity(tmp_path):
   run = results.read_run(make_workdir(tmp_path / 'run', rows, kinds=['learning_rate']))
   shown, = report._learning_rate(run)
   assert 'A cross at the lower edge' in shown.caption and 'diverged, left out of the means: 1.' in shown.caption
-  chosen = {(r['alpha'], r['update']): r['learning_rate'] for r in results.best_learning_rates(run.results)}
+  chosen = {(r['alpha'], r['update']): r['learning_rate'] for r in results.best_settings(run.results)}
   assert chosen.pop((3.0, 'target_propagation')) == 0.1   # never one at which a network diverged, good as the others may be
   assert [ax.get_title() for ax in shown.figure.axes] == [
     'α = 2, 100 % kept', 'α = 2, 8.86 % kept', 'α = 3, 100 % kept', 'α = 3, 8.86 % kept']

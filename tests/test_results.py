@@ -56,7 +56,7 @@ def chosen(table):
   """`table`: (alpha, rate) → validation accuracies, one for each seed and density. Test accuracies are the reverse."""
   rows = [row(1 - v, alpha=alpha, rate=rate, seed=i // 2, density=(1.0, 0.1)[i % 2], validation=v)
           for (alpha, rate), values in table.items() for i, v in enumerate(values)]
-  return [(alpha, rate) for alpha, rate in results.groups(results.best_learning_rates(rows), ['alpha', 'learning_rate'])]
+  return [(alpha, rate) for alpha, rate in results.groups(results.best_settings(rows), ['alpha', 'learning_rate'])]
 
 
 @pytest.mark.parametrize(('table', 'expected'), [

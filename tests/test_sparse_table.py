@@ -87,6 +87,37 @@ def test_what_cannot_be_told_a_density_shows_the_nearest(tmp_path):
   assert sparse_table.table(cells).rows == [['STR', '1', '0.1', '25', '90.00 ± 0.00 (at 40 %)', '80.00 ± 0.00 (at 12 %)']]
 
 
+def own(test, validation, density, algorithm, penalty, rate, scope='trained'):
+  return made_runs.row(test, density=density, scope=scope, rate=rate, validation=validation) | {
+    'algorithm': algorithm, 'sparsity': 0.0, 'penalty': penalty}
+
+
+def with_densities(path, densities):
+  config = json.loads((path / 'config.json').read_text())
+  (path / 'config.json').write_text(json.dumps(config | {'prune': config['prune'] | {'densities': densities}}))
+  return path
+
+
+def test_the_rate_of_a_knob_is_chosen_at_each_density(tmp_path):
+  """Of each rate the nearest penalty, and of these the better on validation: not the rate that is better over all penalties."""
+  rows = [own(0.99, 0.99, 0.9, 'soft_threshold', 1e-4, 0.1), own(0.70, 0.75, 0.11, 'soft_threshold', 1e-2, 0.1),
+          own(0.80, 0.82, 0.2, 'soft_threshold', 1e-4, 0.3), own(0.78, 0.80, 0.09, 'soft_threshold', 1e-3, 0.3),
+          own(0.77, made_runs.NAN, 0.1, 'soft_threshold', 1e-3, 0.5), own(0.9, 0.99, 0.0, 'soft_threshold', 1e-2, 0.7)]
+  cells = sparse_table.read_cells([with_densities(made(tmp_path / 'str', rows), [0.9, 0.1])])
+  assert {key[2]: (cell.accuracy.mean, cell.reached, cell.rates) for key, cell in cells.items()} == {
+    0.9: (0.99, 0.9, [0.1]), 0.1: (0.78, 0.09, [0.3])}
+
+
+def test_a_penalty_of_networks_that_are_pruned_afterwards_is_chosen_by_validation(tmp_path):
+  """One penalty and rate for all densities; networks of the others are no seeds of this one."""
+  rows = [own(test, validation, density, 'square_difference', penalty, rate, 'layer')
+          for penalty, rate, values in ((0.0, 0.1, ((0.9, 0.9), (0.3, 0.3))), (1e-3, 0.1, ((0.8, 0.85), (0.7, 0.75))),
+                                        (1e-2, 0.2, ((0.6, 0.6), (0.6, 0.6))))
+          for density, (test, validation) in zip((0.1, 0.02), values, strict=True)]
+  cells = sparse_table.read_cells([made(tmp_path / 'vu', rows)])
+  assert {key[2]: (cell.accuracy.mean, cell.accuracy.n) for key, cell in cells.items()} == {0.1: (0.8, 1), 0.02: (0.7, 1)}
+
+
 def test_files_and_what_is_left_out(runs, tmp_path, monkeypatch, capsys):
   (tmp_path / 'snip_tuning').mkdir()
   (tmp_path / 'unfinished').mkdir()

@@ -3,9 +3,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import optax
 
 from powerprop.distributions import Distribution, Sparsity, erk
-from powerprop.masks import is_none
 from powerprop.reparam import Tree
 from powerprop.sparse import Masks, SparsityUpdater
 from powerprop.thresholds import check_mask, check_structure
@@ -36,12 +36,16 @@ def given(mask: Tree) -> SparsityUpdater:
   Raises: ValueError at `init` where it does not fit the parameters.
   """
   def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
-    check_structure('the given masks', jax.tree.map(lambda _: 0, mask, is_leaf=is_none), 'the parameters',
-                    jax.tree.map(lambda _: 0, weights, is_leaf=is_none))
-    for m, x in zip(jax.tree.leaves(mask, is_leaf=is_none), jax.tree.leaves(weights, is_leaf=is_none), strict=True):
-      if m is not None and x is not None:
+    def absent(x: Any) -> bool:   # a leaf that is no weight, or that optax.partition gives to another transformation
+      return x is None or isinstance(x, optax.MaskedNode)
+
+    def leaf(x: Any, m: Any) -> Any:
+      if m is not None and not absent(x):
         check_mask(m, x)
-    return Masks(mask), ()
+      return x if isinstance(x, optax.MaskedNode) else m
+    check_structure('the given masks', jax.tree.map(lambda _: 0, mask, is_leaf=absent), 'the parameters',
+                    jax.tree.map(lambda _: 0, weights, is_leaf=absent))
+    return Masks(jax.tree.map(leaf, weights, mask, is_leaf=absent)), ()
   return SparsityUpdater(init, never, lambda step: False)
 
 
