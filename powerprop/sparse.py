@@ -87,7 +87,8 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
     step = jnp.zeros([], jnp.int32)
     if not jax.tree.leaves(params):   # optax's own placeholders
       return SparsifyState(step, Masks(params), Masks(params), (), inner.init(params))
-    masks, memory = updater.init(_maskable(reparam, params), key)
+    # One program: op by op, the masks of a ResNet-50 would take minutes.
+    masks, memory = jax.jit(updater.init)(_maskable(reparam, params), key)
     seen = params if updater.keeps else apply(masks.forward, params)
     return SparsifyState(step, masks, count_kept(masks), memory, inner.init(seen))
 
