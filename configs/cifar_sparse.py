@@ -17,7 +17,13 @@ from configs import base
 ALGORITHMS = ('dense', 'gradual', 'top_kast', 'rigl', 'static')
 ALPHAS = (1.0, 2.0)
 GRID = (0.02, 0.05, 0.1, 0.2, 0.4)
-RATES = dict.fromkeys(ALGORITHMS, (0.1, 0.1))   # of ALPHAS
+RATES = {   # of ALPHAS
+    'dense': (0.05, 0.2),   # as cifar_figure2.py chose them
+    'gradual': (0.05, 0.05),
+    'top_kast': (0.1, 0.2),
+    'rigl': (0.02, 0.2),
+    'static': (0.1, 0.05),
+}
 
 
 def get_config(variant: str = 'gradual'):

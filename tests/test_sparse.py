@@ -181,7 +181,7 @@ def test_the_whole_product(rule, optimizer, outside):
 def test_masks_at_the_start_are_one_program():
   """Outside jit too: op by op it takes minutes for a large network."""
   program = jax.make_jaxpr(sparsify(optax.sgd(0.1), RULES['rigl'](), key=KEY).init)(THETA)
-  assert 'while[' in str(program) and not {'while', 'cond'} & {step.primitive.name for step in program.eqns}
+  assert 'scan[' in str(program) and not {'scan', 'while', 'cond'} & {step.primitive.name for step in program.eqns}
 
 
 def test_masks_are_stored_once_where_they_are_one():
