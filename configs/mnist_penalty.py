@@ -2,8 +2,8 @@
 
 LeNet-300-100 and training as in mnist_sparse.py, at twelve penalties (four for v⊙v − u⊙u, which is pruned in one shot
 afterwards) and two learning rates. For each density the table takes of each rate the penalty that comes nearest to it, of these
-the better one on the validation images, and says what it reached. With α = 2 Powerpropagation acts on w, or on v and u. Gates are trained by Adam:
-under SGD with momentum all of them move together, and close at once.
+the better one on the validation images, and says what it reached. With α = 2 Powerpropagation acts on w, or on v and u. Gates
+are trained by Adam: under SGD with momentum all of them move together, and close at once.
 
   python -m experiments.main --config=configs/mnist_penalty.py:soft_threshold --workdir=runs/mnist_penalty/soft_threshold
   python -m experiments.main --config=configs/mnist_penalty.py:hard_concrete --workdir=runs/mnist_penalty/hard_concrete

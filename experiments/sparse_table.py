@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from experiments import figures
-from experiments.algorithms import ALGORITHMS, OWN_PARAMETERS
+from experiments.algorithms import OWN_PARAMETERS
 from experiments.commands import run
 from experiments.errors import UserError
 from experiments.evaluate import TRAINED
@@ -124,9 +124,9 @@ def net_of(row: Row) -> tuple[Any, ...]:
 
 
 def axes(cells: dict[tuple[str, float, float], Cell]) -> tuple[list[str], list[float], list[float]]:
-  """Algorithms in the order of the registry, powers ascending, densities descending."""
+  """Algorithms in the order of their titles, powers ascending, densities descending."""
   names = {key[0] for key in cells}
-  order = [name for name in ALGORITHMS if name in names]
+  order = [name for name in TITLES if name in names]
   return order, sorted({key[1] for key in cells}), sorted({key[2] for key in cells}, reverse=True)
 
 

@@ -51,6 +51,12 @@ def test_table_by_hand(runs):
   assert 'n = 2 networks. Gain: α = 2 minus α = 1, in points, over pairs of one seed.' in sparse_table.text(cells)
 
 
+def test_a_lottery_shows_the_nearest_round(tmp_path):
+  rows = [row(test, 'lottery', sparsity) for sparsity, test in ((0.1, 0.95), (0.2, 0.94), (0.36, 0.9))]
+  cells = sparse_table.read_cells([with_densities(made(tmp_path / 'tickets', rows), [0.62])])
+  assert [line[0::4] for line in sparse_table.table(cells).rows] == [['lottery ticket', '90.00 (at 64 %)']]
+
+
 def test_gain_is_of_pairs(tmp_path):
   """Only seeds that both powers have; their spread is that of the differences."""
   some = [row(a, 'set', 0.9, alpha=1.0, seed=s) for s, a in enumerate((0.5, 0.6, 0.7))]
