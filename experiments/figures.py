@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from experiments.workdir import write_atomic
 
@@ -185,11 +185,12 @@ def panels_figure(panels: Sequence[Panel], ordered: bool, note: str, x_axis: str
 
 @matplotlib.style.context(STYLE)
 def dots_figure(names: Sequence[str], panels: Sequence[tuple[str, Mapping[str, Dots]]], note: str) -> Figure:
-  """Accuracy (%) of each of `names`, a line each, in panels side by side: a dot for each label, and a bar of one sd either way.
+  """Error (%), 100 − accuracy, of each of `names`, a line each, in panels side by side: a dot for each label, and a bar of one sd
+  either way. The axis is logarithmic, so that what fails altogether does not squeeze the others together.
 
   Args:
     names: N of them, from top to bottom.
-    panels: title, and label → (mean, sd), [N] each; NaN where there is none.
+    panels: title, and label → (mean, sd) of accuracies in %, [N] each; NaN where there is none.
     note: title of the legend.
   """
   figure = Figure(figsize=(WIDTH, 0.7 + 0.17 * len(names)), layout='constrained')
@@ -197,18 +198,22 @@ def dots_figure(names: Sequence[str], panels: Sequence[tuple[str, Mapping[str, D
   styles = line_styles([label for label in panels[0][1]], ordered=False)
   places = np.arange(len(names))[::-1]
   for ax, (title, groups) in zip(axes, panels, strict=True):
-    means = np.stack([mean for mean, _ in groups.values()])
-    ax.hlines(places, np.nanmin(means, axis=0), np.nanmax(means, axis=0), color='0.75', linewidth=0.8)
-    for offset, (label, (mean, sd)) in zip(np.linspace(0.13, -0.13, len(groups)), groups.items(), strict=True):
-      ax.errorbar(mean, places + offset, xerr=np.nan_to_num(sd), **{**styles[label], 'linestyle': '', 'elinewidth': 0.8})
-    # What fails altogether would squeeze the others together.
-    seen = means[np.isfinite(means)]
-    highest = np.nanmax([mean + np.nan_to_num(sd) for mean, sd in groups.values()])
-    ax.set_xlim(max(float(np.percentile(seen, 10)) - 3, 0), min(float(highest) + 0.2, 100))
+    errors = 100 - np.stack([mean for mean, _ in groups.values()])
+    ax.hlines(places, np.nanmin(errors, axis=0), np.nanmax(errors, axis=0), color='0.75', linewidth=0.8)
+    for offset, (label, (_, sd)), error in zip(np.linspace(0.13, -0.13, len(groups)), groups.items(), errors, strict=True):
+      sd = np.nan_to_num(sd)
+      bars = np.stack([np.minimum(sd, 0.9 * error), sd])   # a logarithm has no 0
+      ax.errorbar(error, places + offset, xerr=bars, **{**styles[label], 'linestyle': '', 'elinewidth': 0.8})
+    ax.set_xscale('log')
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+    ax.xaxis.set_minor_locator(NullLocator())
+    sds = np.nan_to_num(np.stack([sd for _, sd in groups.values()]))
+    least = np.nanmin(errors)
+    ax.set_xlim(0.95 * max(np.nanmin(errors - sds), 0.5 * least), min(1.1 * np.nanmax(errors + sds), 100))
     ax.set_title(title)
-    ax.xaxis.set_major_locator(MaxNLocator(4))
   axes[0].set_yticks(places, names)
-  figure.supxlabel('Test accuracy (%)', fontsize=8)
+  figure.supxlabel('Test error (%)', fontsize=8)
   _legend(figure, {label: {**style, 'linestyle': ''} for label, style in styles.items()}, note)
   return figure
 

@@ -161,11 +161,16 @@ def table(cells: dict[tuple[str, float, float], Cell]) -> Table:
 
 
 def text(cells: dict[tuple[str, float, float], Cell]) -> str:
-  counts = sorted({cell.accuracy.n for cell in cells.values()})
   powers = axes(cells)[1]
   gain = (f' Gain: α = {powers[-1]:g} minus α = {powers[0]:g}, in points, over pairs of one seed.' if len(powers) > 1 else '')
-  return (f'Test accuracy (%) by weights kept, mean ± sd over n = {" to ".join(f"{n}" for n in {counts[0]: 0, counts[-1]: 0})} '
+  return (f'Test accuracy (%) by weights kept, mean ± sd over n = {networks(cells)} '
           f'networks.{gain}\n\n{markdown(table(cells))}\n')
+
+
+def networks(cells: dict[tuple[str, float, float], Cell]) -> str:
+  """How many a mean is over: '3', or '2 to 3'."""
+  counts = sorted({cell.accuracy.n for cell in cells.values()})
+  return ' to '.join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
 
 
 def reached(cell: Cell) -> str:
@@ -185,7 +190,7 @@ def rows_of(cells: dict[tuple[str, float, float], Cell]) -> list[Row]:
 
 
 def figure(cells: dict[tuple[str, float, float], Cell]) -> Any:
-  """A dot for each algorithm and power, at the second and at the last density."""
+  """Errors: a dot for each algorithm and power, at the second and at the last density."""
   names, powers, densities = axes(cells)
   shown = list(dict.fromkeys([densities[min(1, len(densities) - 1)], densities[-1]]))
 
@@ -195,8 +200,7 @@ def figure(cells: dict[tuple[str, float, float], Cell]) -> Any:
     sums = [cell.accuracy if cell else nothing for cell in found]
     return 100 * np.array([one.mean for one in sums]), 100 * np.array([one.sd for one in sums])
   panels = [(f'{share(density)} kept', {f'α = {alpha:g}': dots(density, alpha) for alpha in powers}) for density in shown]
-  counts = sorted({cell.accuracy.n for cell in cells.values()})
-  return figures.dots_figure([TITLES.get(name, name) for name in names], panels, f'mean ± sd, n = {counts[0]}')
+  return figures.dots_figure([TITLES.get(name, name) for name in names], panels, f'mean ± sd, n = {networks(cells)}')
 
 
 if __name__ == '__main__':

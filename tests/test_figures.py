@@ -250,7 +250,7 @@ def test_svg_is_xml_without_dates_and_png_has_200_dots_an_inch(tmp_path, all_fig
 
 
 def test_dots_of_algorithms():
-  """Names from top to bottom, a dot at each mean, what is missing left out, and all of the best bar within the axes."""
+  """Names from top to bottom, a dot at each error, what is missing left out, all of the bars within logarithmic axes."""
   nan = float('nan')
   dots = {'α = 1': (np.array([97.0, 90.0]), np.array([0.5, nan])), 'α = 2': (np.array([96.0, nan]), np.array([0.25, nan]))}
   figure = figures.dots_figure(['RigL', 'SET'], [('10 % kept', dots), ('2 % kept', dots)], 'mean ± sd, n = 3')
@@ -259,5 +259,5 @@ def test_dots_of_algorithms():
   assert (left.get_title(), right.get_title()) == ('10 % kept', '2 % kept')
   for ax in (left, right):
     drawn = {round(float(x), 3) for line in ax.get_lines() for x in line.get_xdata() if np.isfinite(x)}
-    assert {97.0, 90.0, 96.0} <= drawn
-    assert 97.5 <= ax.get_xlim()[1] <= 98
+    assert {3.0, 10.0, 4.0} <= drawn
+    assert 2 <= ax.get_xlim()[0] <= 2.5 and 10 < ax.get_xlim()[1] <= 11.5 and ax.get_xscale() == 'log'
