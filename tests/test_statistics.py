@@ -2,9 +2,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from powerprop import statistics
+from powerprop import powerpropagation, statistics, target_propagation
 
 RNG = np.random.default_rng(0)
 BEFORE = {'w': np.float32(RNG.normal(size=(40, 30))), 'b': None, 'v': np.float32(RNG.normal(size=7))}
@@ -100,3 +101,22 @@ def test_kurtosis_dtypes():
 def test_errors(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+@pytest.mark.parametrize('alpha, expected', [
+  (1.0, 1.0), (2.0, 4 * (0.09 + 0.25 + 0.0 + 0.01) / 4), (3.0, 9 * (0.0081 + 0.0625 + 0.0 + 0.0001) / 4)])
+def test_mean_squared_slope_by_hand(alpha, expected):
+  """Biases do not count."""
+  phi = {'a': {'w': jnp.array([[0.3, -0.5]]), 'b': jnp.array([7.0])}, 'c': {'w': jnp.array([[0.0], [0.1]])}}
+  found = statistics.mean_squared_slope(powerpropagation(alpha), phi)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_mean_squared_slope_is_how_much_less_theta_moves():
+  """A small step of SGD on φ, against one on θ, in a ratio of mean squares of equal gradients."""
+  reparam, theta = powerpropagation(2.0), {'a': {'w': jax.random.normal(jax.random.key(0), (50, 40)) / 20}}
+  phi, grads = reparam.inverse(theta), {'a': {'w': jnp.ones((50, 40))}}
+  tx = target_propagation(optax.sgd(1e-4), reparam)
+  updates, _ = tx.update(grads, tx.init(phi), phi)
+  moved = reparam.weights(optax.apply_updates(phi, updates))['a']['w'] - theta['a']['w']
+  np.testing.assert_allclose(jnp.mean(moved) / -1e-4, statistics.mean_squared_slope(reparam, phi), rtol=1e-2)   # first order
