@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from experiments.results import TRAINED
 from experiments.train import NETS, Batches, each, is_convolutional, pixels
 from powerprop import masks, statistics
 from powerprop.reparam import Tree, is_weight, leaf_name
@@ -16,7 +17,6 @@ IMAGES_AT_ONCE = 1000   # times 20 densities: 24 MB of the widest activations of
 
 
 SCOPES = ('layer', 'global', 'layer recalibrated', 'global recalibrated')   # of pruning after training
-TRAINED = 'trained'   # the scope of masks that training has made
 
 
 class Evaluation(NamedTuple):

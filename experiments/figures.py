@@ -156,7 +156,7 @@ def panels_figure(panels: Sequence[Panel], ordered: bool, note: str, x_axis: str
     ax.set_ylim(*(_upper_limits(same) if panel.enlarged else _whole_limits(same)))
     if any(curve.rate for curve in panel.curves):
       handles = [Line2D([], [], **{**styles[curve.label], 'label': curve.rate}) for curve in panel.curves]
-      ax.legend(handles=handles, loc='lower left', title='learning rate', handlelength=1.8, labelspacing=0.15)
+      ax.legend(handles=handles, loc='best', title='learning rate', handlelength=1.8, labelspacing=0.15)
   for ax in axes.flat[len(panels):]:
     ax.set_axis_off()
   if axes.size > len(panels):
@@ -300,8 +300,11 @@ def _kept_axis(ax: Axes, curves: Sequence[Curve], ticks: Sequence[float]) -> Non
 
 
 def _whole_limits(curves: Sequence[Curve]) -> tuple[float, float]:
-  lowest = [np.nanmin(np.append(curve.mean - np.nan_to_num(curve.sd), 100)) for curve in curves]
-  return max(float(min(lowest)) - 3, 0), 101.5
+  """All means and deviations, with a little room."""
+  low = min(float(np.nanmin(np.append(curve.mean - np.nan_to_num(curve.sd), 100))) for curve in curves)
+  high = max(float(np.nanmax(np.append(curve.mean + np.nan_to_num(curve.sd), 0))) for curve in curves)
+  room = 0.04 * (high - low) + 0.05
+  return max(low - room, 0), min(high + room, 101.5)
 
 
 def _detail_limits(curves: Sequence[Curve]) -> tuple[float, float]:

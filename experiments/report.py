@@ -31,6 +31,7 @@ from experiments.results import (
   best_settings,
   groups,
   nearest,
+  reaches,
   read_config,
   read_overlap,
   read_results,
@@ -114,7 +115,7 @@ def curves(rows: Sequence[Row], axes: Sequence[str], column: str, x: str = 'dens
 
 
 def _label(axes: Sequence[str], key: Sequence[Any]) -> str:
-  frames = {'alpha': 'α = {}', 'learning_rate': 'learning rate {}', 'biases': '{} biases'}
+  frames = {'alpha': 'α = {}', 'learning_rate': 'learning rate {}', 'biases': '{} biases', 'penalty': 'penalty {}'}
   return ', '.join(frames.get(axis, '{}').format(word(value)) for axis, value in zip(axes, key, strict=True))
 
 
@@ -158,7 +159,25 @@ def _shown_alphas(alphas: Iterable[float]) -> list[float]:
   return [first, *[alpha for alpha in others if alpha <= 4][-1:]]
 
 
+def _reached(run: Run) -> Iterator[Shown]:
+  """Accuracy against the density that each penalty has reached, a panel for each power, a line for each learning rate."""
+  axes = varying(run.results, ['penalty'])
+  rows = []
+  for members in groups(run.results, [*axes, 'penalty']).values():
+    density = float(np.mean([row['density'] for row in members]))
+    rows += [row | {'density': density} for row in members if density > 0]   # the axis of densities is logarithmic
+  others = [axis for axis in axes if axis != 'alpha'] or axes
+  panels = [Panel(_label(['alpha'], key), curves(some, others, 'test_accuracy')) for key, some in groups(rows, ['alpha']).items()]
+  yield Shown('compare', 'Comparison',
+              f'Test accuracy against the mean share of weights kept, a point for each penalty, {_setting(run)} '
+              f'{_spread(rows, "test_accuracy")}',
+              figures.panels_figure(panels, False, _note(rows, 'test_accuracy'), 'kept'), accuracy_table(run.results, ()))
+
+
 def _compare(run: Run) -> Iterator[Shown]:
+  if reaches(run.results):
+    yield from _reached(run)
+    return
   rows = best_settings(run.results)
   axes = varying(rows, ['learning_rate'])
   rates = [f'{rate:g}' for rate, in groups(run.results, ['learning_rate'])]

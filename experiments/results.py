@@ -15,6 +15,7 @@ from experiments.errors import UserError
 Row = dict[str, Any]
 
 # What tells groups of networks apart; within a group the seed alone differs. 'run': among several workdirs.
+TRAINED = 'trained'   # the scope of masks that training has made
 AXES = ('algorithm', 'alpha', 'optimizer', 'update', 'biases', 'scope', 'learning_rate', 'penalty', 'run')
 NET = ('alpha', 'seed', 'learning_rate', 'optimizer', 'update', 'biases', 'algorithm', 'sparsity', 'penalty')
 TEXT = ('optimizer', 'update', 'biases', 'algorithm', 'scope')
@@ -191,6 +192,11 @@ def varying(rows: Sequence[Row], but: Sequence[str] = ()) -> list[str]:
   return axes or ['alpha']
 
 
+def reaches(rows: Sequence[Row]) -> bool:
+  """Has a penalty made the networks sparse, each with a density of its own?"""
+  return len({row.get('penalty') for row in rows}) > 1 and all(row['scope'] == TRAINED for row in rows)
+
+
 def validation_score(members: Iterable[Row]) -> float:
   """Mean validation accuracy; −∞ where a network has none."""
   mean = float(np.mean([row['validation_accuracy'] for row in members]))
@@ -235,9 +241,16 @@ def markdown(found: Table) -> str:
 
 
 def accuracy_table(rows: Sequence[Row], densities: Sequence[float], always: Sequence[str] = ()) -> Table:
-  """A line for each group; columns for axes that vary and those of `always`, n, and the nearest densities."""
+  """A line for each group; columns for axes that vary and those of `always`, n, and the nearest densities; where a penalty has
+  made the networks sparse, the density that they reached."""
   axes = [axis for axis in AXES if axis in varying(rows) or axis in always]
   members_of = groups(rows, axes)
+  if reaches(rows):
+    reached = []
+    for key, members in members_of.items():
+      kept, accuracy = (summarise(row[name] for row in members) for name in ('density', 'test_accuracy'))
+      reached.append([*map(word, key), str(accuracy.n), _percent(kept), _percent(accuracy)])
+    return Table([*map(word, axes), 'n', 'kept (%)', 'accuracy (%)'], reached)
   # Runs may have densities of their own: what is nearest is asked of each group.
   columns = list(dict.fromkeys(tuple(nearest(members, density) for members in members_of.values()) for density in densities))
   lines = []

@@ -17,9 +17,9 @@ from experiments import figures
 from experiments.algorithms import OWN_PARAMETERS
 from experiments.commands import run
 from experiments.errors import UserError
-from experiments.evaluate import TRAINED
 from experiments.results import (
   NET,
+  TRAINED,
   Row,
   Summary,
   Table,

@@ -27,7 +27,7 @@ from experiments.errors import UserError
 from experiments.models import BIASES, MODELS, Model
 from experiments.optimizers import OPTIMIZERS, SCHEDULES, UPDATES
 from experiments.progress import Progress, plural, say
-from experiments.results import read_results, table
+from experiments.results import TRAINED, read_results, table
 from powerprop import flops
 
 STATIC_AXES: dict[str, Mapping[str, Any]] = {
@@ -104,7 +104,7 @@ def prepare(config: ml_collections.ConfigDict, grouped: Callable[[ml_collections
       train.make_epoch(groups, net, config.batch_size, mesh, AUGMENTATIONS[config.augment]),
       jax.jit(lambda tree: pack(train.gather(tree, slots)), out_shardings=train.replicated(mesh)),
       jax.jit(lambda tree: train.scatter(unpack(tree, whole), slots), out_shardings=train.by_net(mesh)),
-      {scopes: evaluate.make_evaluate(net, scopes, mesh) for scopes in (tuple(config.prune.scopes), (evaluate.TRAINED,))},
+      {scopes: evaluate.make_evaluate(net, scopes, mesh) for scopes in (tuple(config.prune.scopes), (TRAINED,))},
       datasets.describe(data))
 
 
@@ -374,7 +374,7 @@ def evaluate_groups(setting: Setting, groups: Sequence[train.Group], states: Seq
 
 def scopes_of(group: train.Group, config: ml_collections.ConfigDict) -> tuple[str, ...]:
   """How the networks of a group are pruned after training; those that are sparse already are not."""
-  return (evaluate.TRAINED,) if group.sparse or (group.own and group.own.zeros) else tuple(config.prune.scopes)
+  return (TRAINED,) if group.sparse or (group.own and group.own.zeros) else tuple(config.prune.scopes)
 
 
 def workdir_files(setting: Setting, workdir: pathlib.Path, groups: Sequence[train.Group], outcome: Sequence[dict[str, Any]],
@@ -391,7 +391,7 @@ def workdir_files(setting: Setting, workdir: pathlib.Path, groups: Sequence[trai
       statistics.append(axes | {name: float(v[k]) for name, v in e.statistics.items()}
                         | {name: v[k] for name, v in cost.items()})
       scopes = scopes_of(group, config)
-      densities = [float(e.kept[k, 0, 0]) / found['weights']] if scopes == (evaluate.TRAINED,) else config.prune.densities
+      densities = [float(e.kept[k, 0, 0]) / found['weights']] if scopes == (TRAINED,) else config.prune.densities
       for (s, scope), (d, density) in itertools.product(enumerate(scopes), enumerate(densities)):
         row = axes | {'scope': scope, 'density': density}
         # A network of NaN puts all images into one class; its tenth of hits would pass for an accuracy.

@@ -254,6 +254,22 @@ def test_scopes_are_compared_with_all_powers_in_one_panel(tmp_path):
   assert [text.get_text() for text in shown.figure.legends[0].get_texts()] == ['α = 1', 'α = 2']
 
 
+def test_a_penalty_is_drawn_at_the_density_that_it_reached(tmp_path):
+  """A point for each penalty at the mean over seeds; one that leaves nothing has no place on a logarithmic axis."""
+  rows = [row(accuracy, alpha=alpha, seed=seed, rate=rate, density=density, scope='trained') | {'penalty': penalty}
+          for alpha in (1.0, 2.0) for rate in (0.1, 0.2)
+          for penalty, values in ((1e-4, ((0.9, 0.5), (0.92, 0.3))), (1e-3, ((0.8, 0.1), (0.7, 0.1))), (1e-2, ((0.1, 0.0),) * 2))
+          for seed, (accuracy, density) in enumerate(values)]
+  shown, = report._compare(results.read_run(make_workdir(tmp_path / 'run', rows, kinds=['compare'])))
+  assert [ax.get_title() for ax in shown.figure.axes] == ['α = 1', 'α = 2']
+  assert [text.get_text() for text in shown.figure.legends[0].get_texts()] == ['learning rate 0.1', 'learning rate 0.2']
+  for line in shown.figure.axes[0].get_lines():
+    points = sorted(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    np.testing.assert_allclose(points, [(10, 75), (40, 91)])
+  low, high = shown.figure.axes[0].get_ylim()   # 75 ± 7.07 and 91 ± 1.41, and a little room
+  assert 66 < low < 67.93 and 92.41 < high < 94
+
+
 def test_figures_of_weights_are_left_out_where_a_run_came_without_them(tmp_path):
   workdir = make_workdir(tmp_path / 'run', sweep((1.0, 2.0)))
   (workdir / 'weights.npz').unlink()

@@ -47,6 +47,15 @@ def test_table_names_what_varies_and_nothing_else():
                    ['Adam', 'global', '0.001', '1', '70.00']]
 
 
+def test_table_of_a_penalty_tells_what_was_reached():
+  rows = [row(test, seed=seed, density=density, scope='trained') | {'penalty': penalty}
+          for penalty, values in ((1e-4, ((0.9, 0.5), (0.92, 0.4))), (1e-3, ((0.8, 0.1), (float('nan'), 0.2))))
+          for seed, (test, density) in enumerate(values)]
+  found = results.accuracy_table(rows, (1.0, 0.1))
+  assert found.header == ['penalty', 'n', 'kept (%)', 'accuracy (%)']
+  assert found.rows == [['0.0001', '2', '45.00 ± 7.07', '91.00 ± 1.41'], ['0.001', '1', '15.00 ± 7.07', '80.00']]
+
+
 @pytest.mark.parametrize(('wanted', 'found'), [(1.0, 1.0), (0.05, 0.0546), (0.02, 0.0207), (0.1, 0.0886)])
 def test_nearest_density_on_the_grid_of_the_paper(wanted, found):
   assert results.nearest([{'density': p} for p in GRID], wanted) == pytest.approx(found, abs=5e-5)
