@@ -19,7 +19,8 @@ def conv(x: jax.Array, w: jax.Array, stride: Sequence[int], padding: str, precis
     ∂L/∂w = x with channels for batch, convolved with the gradient, spread out by the stride, as kernel
 
   JAX's own rule has the same products in other orders of axes. XLA brings those into order where a program begins, and not inside
-  its loops, where they take 20 to 50 times as long on CPUs (github.com/jax-ml/jax/issues/12868). Here they are in order.
+  its loops, where they take 20 to 50 times as long on CPUs (github.com/jax-ml/jax/issues/12868). Here they are in order. As with
+  every custom gradient, forward mode works on the gradient and not on the function.
 
   Args:
     x: [B, H, W, C].
@@ -65,8 +66,16 @@ _conv.defvjp(_forward, _backward)
 class Conv2D(hk.Conv2D):
   """hk.Conv2D with the same parameters and results, up to rounding: by `conv` on CPUs, as Haiku's elsewhere.
 
-  Takes stride, padding 'SAME' or 'VALID', bias and initialisers; no dilation, groups or masks. `w_init` must be given.
+  Images [B, H, W, C]; padding is 'SAME' or 'VALID'. Of Haiku's options it has those that are the same on both roads.
   """
+
+  def __init__(self, output_channels: int, kernel_shape: int | Sequence[int], stride: int | Sequence[int] = 1,
+               padding: str = 'SAME', with_bias: bool = True, *, w_init: hk.initializers.Initializer,
+               b_init: hk.initializers.Initializer | None = None, name: str | None = None):
+    if padding not in ('SAME', 'VALID'):
+      raise ValueError(f"padding must be 'SAME' or 'VALID', got {padding!r}.")
+    super().__init__(output_channels, kernel_shape, stride, padding=padding, with_bias=with_bias, w_init=w_init, b_init=b_init,
+                     name=name)
 
   def __call__(self, inputs: jax.Array, *, precision: lax.Precision | None = None) -> jax.Array:
     if jax.default_backend() != 'cpu':

@@ -193,7 +193,7 @@ def dots_figure(names: Sequence[str], panels: Sequence[tuple[str, Mapping[str, D
     panels: title, and label → (mean, sd) of accuracies in %, [N] each; NaN where there is none.
     note: title of the legend.
   """
-  figure = Figure(figsize=(WIDTH, 0.7 + 0.17 * len(names)), layout='constrained')
+  figure = Figure(figsize=(WIDTH, 1.3 + 0.16 * len(names)), layout='constrained')   # 1.3 in: legend, titles, ticks and label
   axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
   styles = line_styles([label for label in panels[0][1]], ordered=False)
   places = np.arange(len(names))[::-1]

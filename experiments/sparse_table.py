@@ -131,9 +131,14 @@ def axes(cells: dict[tuple[str, float, float], Cell]) -> tuple[list[str], list[f
 
 
 def gains(cells: dict[tuple[str, float, float], Cell], algorithm: str, density: float) -> Summary:
-  """Accuracy at the largest power minus that at the smallest, pairs of one seed; nothing where one is missing."""
+  """Accuracy at the largest power minus that at the smallest, pairs of one seed; nothing where one is missing, or where they
+  have reached densities that are more than a tenth apart."""
   _, powers, _ = axes(cells)
   first, last = (cells.get((algorithm, alpha, density)) for alpha in (powers[0], powers[-1]))
+  if first and last:
+    low, high = sorted(density if cell.reached is None else cell.reached for cell in (first, last))
+    if high > 1.1 * low:
+      return summarise([])
   pairs = set(first.by_seed) & set(last.by_seed) if first and last else set()
   return summarise(last.by_seed[seed] - first.by_seed[seed] for seed in sorted(pairs)) if first and last else summarise([])
 

@@ -264,6 +264,8 @@ def fit(setting: Setting, steps: int, workdir: pathlib.Path,
   if (found := checkpoints.restore(setting.gather(states))) is not None:
     done, states = found[0], setting.scatter(found[1])
     say(f'goes on from step {done:,}.')
+  elif (workdir / 'metrics.jsonl').exists():
+    say('was stopped before its first checkpoint: begins anew.')
   metrics = workdirs.Metrics(workdir, done) if jax.process_index() == 0 else None
   before = metrics.last if metrics else {}
   progress = Progress(steps, done, sum(len(s.place) for s in slots), before.get('seconds', 0.0))
@@ -285,6 +287,7 @@ def fit(setting: Setting, steps: int, workdir: pathlib.Path,
     progress.show(step, losses)
 
   pending = None
+  say('compiling; then progress after each epoch.')
   for number, first, last in epochs(done, steps, steps_per_epoch):
     states, tallies = setting.epoch(states, nets, counts, data, number, first, last)
     if pending:

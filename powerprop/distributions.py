@@ -18,7 +18,7 @@ Sparsity = float | Mapping[str, float]
 
 
 def uniform(weights: Tree, sparsity: float) -> Tree:
-  """The same share of every leaf: k_l ≈ (1 − s) n_l, with Σ k_l = round((1 − s) Σ n_l).
+  """The same share of every leaf: k_l ≈ (1 − s) n_l, with Σ k_l = round((1 − s) Σ n_l), halves up.
 
   Raises: ValueError when the sparsity is not in [0, 1), or leaves some leaf less than one weight.
   """
@@ -55,7 +55,7 @@ def erk(weights: Tree, sparsity: float) -> Tree:
 
 def globally(weights: Tree, sparsity: float) -> int:
   """One number for all leaves together, round((1 − s) Σ n_l): the scores decide how many each of them keeps."""
-  total = round((1 - _check(sparsity)) * sum(_sizes(weights).values()))
+  total = _whole((1 - _check(sparsity)) * sum(_sizes(weights).values()))
   if total < 1:
     raise ValueError(f'sparsity {sparsity:g} keeps less than one of {sum(_sizes(weights).values())} weights.')
   return total
@@ -103,6 +103,10 @@ def _sizes(weights: Tree) -> dict[str, int]:
   sizes = {leaf_name(path): math.prod(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(weights)}
   if not sizes:
     raise ValueError('no leaf is left that may be pruned.')
+  if len(sizes) < len(jax.tree.leaves(weights)):
+    raise ValueError(f'leaves are told apart by their names, and two have the same one; there are {sorted(sizes)}.')
+  if empty := [name for name, n in sizes.items() if n == 0]:
+    raise ValueError(f'{empty[0]} has no weights.')
   return sizes
 
 
@@ -112,10 +116,15 @@ def _check(sparsity: Any) -> float:
   return float(sparsity)
 
 
+def _whole(ideal: float) -> int:
+  """The nearest integer, halves up: also where a half has lost a bit, as 0.1 · 25 has."""
+  return math.floor(ideal + 0.5 + 1e-6)
+
+
 def _at_least_one(name: str, ideal: float, size: int, sparsity: float) -> int:
-  if round(ideal) < 1:
+  if _whole(ideal) < 1:
     raise ValueError(f'sparsity {sparsity:g} keeps {ideal:.3g} of the {size} weights of {name}, less than one.')
-  return round(ideal)
+  return _whole(ideal)
 
 
 def _round(weights: Tree, ideal: dict[str, float], sparsity: float) -> Tree:
@@ -125,7 +134,7 @@ def _round(weights: Tree, ideal: dict[str, float], sparsity: float) -> Tree:
     _at_least_one(name, value, sizes[name], sparsity)
   # A count that is whole but for rounding, as 0.1 · 30, is not to lose one.
   counts = {name: min(max(math.floor(value + 1e-6), 1), sizes[name]) for name, value in ideal.items()}
-  missing = round(sum(ideal.values()) + 1e-6) - sum(counts.values())
+  missing = _whole(sum(ideal.values())) - sum(counts.values())
   order = sorted(ideal, key=lambda name: (counts[name] - ideal[name], name))   # largest remainder first, names among equals
   step = 1 if missing > 0 else -1
   for name in order if missing > 0 else reversed(order):

@@ -36,6 +36,7 @@ class SparsityUpdater(NamedTuple):
   init: Callable[[Tree, jax.Array | None], tuple[Masks, Any]]   # (θ, key) → masks, memory
   update: Callable[[Any, Masks, Any, Tree, Tree], tuple[Masks, Any]]   # (step, masks, memory, θ after the step, gradients at θ)
   due: Callable[[Any], Any]                    # step → does `update` act now? False at all steps: masks stay
+  at_hand: bool = False                        # `init` hands on masks that are there already
   keeps: bool = False                          # masked weights keep their stored value; else they are exactly 0
   observe: Callable[[Any, Any, Tree], Any] | None = None   # (step, memory, gradients) → memory, at every step
   shape: Callable[[Masks, Tree, Tree], Tree] | None = None   # (masks, θ, gradients) → gradients that the optimiser gets
@@ -61,9 +62,10 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
   and the wrappers of `powerprop.transforms` refuse it. Before the first update the parameters may be dense: it is `masked` that
   the network sees, always.
 
-  A weight that comes back starts at θ = −sign(g) · entry · (smallest live |θ| of its leaf) where α > 1, and at 0 where α = 1.
-  Differs from the papers of the algorithms, in which it starts at 0: for α > 1 that is a critical point, and it would never
-  move. Moments of the optimiser begin anew, at 0, for every weight whose backward mask has changed.
+  A weight that comes back starts at θ = −sign(g) · entry · (smallest live |θ| of its leaf) where α > 1, with sign(0) = 1, and
+  at 0 where α = 1. Differs from the papers of the algorithms, in which it starts at 0: for α > 1 that is a critical point, and it
+  would never move. Moments of the optimiser, and whatever else of its state has the shape of the parameters, begin anew, at 0,
+  for every weight whose backward mask has changed.
 
   Args:
     inner: any optax transformation; it sees gradients that are 0 where the optimiser may change nothing.
@@ -87,8 +89,7 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
     step = jnp.zeros([], jnp.int32)
     if not jax.tree.leaves(params):   # optax's own placeholders
       return SparsifyState(step, Masks(params), Masks(params), (), inner.init(params))
-    # One program: op by op, the masks of a ResNet-50 would take minutes.
-    masks, memory = jax.jit(updater.init)(_maskable(reparam, params), key)
+    masks, memory = _first(updater, _maskable(reparam, params), key)
     seen = params if updater.keeps else apply(masks.forward, params)
     return SparsifyState(step, masks, count_kept(masks), memory, inner.init(seen))
 
@@ -114,7 +115,7 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
       return new, count_kept(new), memory, places
 
     # Only what a change of masks makes goes through the branch: it costs a copy, at every step.
-    now, parts = updater.due(n), (masks, state.kept, memory, jax.tree.map(lambda x: jnp.zeros([], x.dtype), params))
+    now, parts = updater.due(n), (masks, state.kept, memory, jax.tree.map(lambda x: jnp.zeros([], jnp.result_type(x)), params))
     if now is not False:
       parts = change(*parts) if now is True else lax.cond(now, change, lambda *same: same, *parts)
     new, kept, memory, places = parts
@@ -134,7 +135,8 @@ def masked(opt_state: Any, params: Tree, which: str = 'forward') -> Tree:
     opt_state: state of a transformation with one or several `sparsify` in it, at any depth.
     params: φ, θ or a copy of them, of the structure that `init` got.
     which: 'forward', or 'backward' for what the optimiser may change.
-  Raises: ValueError when there is no `sparsify` in the state, when something is chained after one, or for other parameters.
+  Raises: ValueError when there is no `sparsify` in the state, when something is chained after one (by optax.chain: the state of
+    optax.named_chain is a dictionary, as that of several optimisers may be), or for other parameters.
   """
   by_name: dict[str, jax.Array] = {}
   for state in _states(opt_state):
@@ -189,6 +191,19 @@ def _states(opt_state: Any) -> list[SparsifyState]:
   return states
 
 
+def _first(updater: SparsityUpdater, weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
+  """Masks and memory at the start, as one program: op by op, those of a ResNet-50 would take minutes. Where weights have been put
+  on devices, what has their shape lies as they do."""
+  if updater.at_hand:
+    return updater.init(weights, key)
+  places = {x.shape: x.sharding for x in jax.tree.leaves(weights)
+            if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer) and x.committed}
+  if not places:
+    return jax.jit(updater.init)(weights, key)
+  shapes = jax.eval_shape(updater.init, weights, key)
+  return jax.jit(updater.init, out_shardings=jax.tree.map(lambda x: places.get(x.shape), shapes))(weights, key)
+
+
 def _maskable(reparam: Reparam, params: Tree) -> Tree:
   """θ where a leaf is a weight, None elsewhere."""
   return jax.tree.map(lambda on, x: x if on else None, reparam.where(params), reparam.weights(params))
@@ -213,9 +228,11 @@ def _still(masks: Masks, u: Tree, params: Tree, keeps: bool) -> Tree:
 
 def _places(reparam: Reparam, entry: float, old: Tree, new: Tree, theta: Tree) -> Tree:
   """|φ| at which weights that come back start: a scalar for each leaf."""
-  def place(alpha: float, a: Any, b: Any, x: jax.Array) -> jax.Array:
+  def place(alpha: float, a: Any, b: Any, x: Any) -> Any:
+    if x is None:
+      return None
     if a is None or alpha == 1:
-      return jnp.zeros([], x.dtype)
+      return jnp.zeros([], jnp.result_type(x))
     smallest = jnp.min(jnp.where(a & b & (x != 0), jnp.abs(x), jnp.inf))
     return psi_inverse(jnp.where(jnp.isinf(smallest), 0, entry * smallest).astype(x.dtype), alpha)
   return jax.tree.map(place, reparam.alphas(theta), old, new, theta, is_leaf=is_none)

@@ -62,3 +62,15 @@ def test_products_with_a_hessian_are_those_of_lax():
     return jax.jit(lambda w: jax.jvp(gradient, (w,), (jnp.cos(w),))[1])(w)
   expected = product(lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), 'SAME', dimension_numbers=NHWC))
   np.testing.assert_allclose(product(lambda x, w: conv(x, w, (2, 2), 'SAME')), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('options', [{'rate': 2}, {'mask': jnp.ones((3, 3, 3, 4))}, {'feature_group_count': 2},
+                                     {'data_format': 'NCHW'}])
+def test_what_only_haiku_can_do_is_refused(options):
+  """It would be another network on CPUs than elsewhere."""
+  net = hk.transform(lambda x: Conv2D(4, 3, w_init=hk.initializers.RandomNormal(), **options)(x))
+  with pytest.raises(TypeError, match='unexpected keyword argument'):
+    net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  net = hk.transform(lambda x: Conv2D(4, 3, padding='FULL', w_init=hk.initializers.RandomNormal())(x))
+  with pytest.raises(ValueError, match="padding must be 'SAME' or 'VALID', got 'FULL'"):
+    net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))

@@ -18,7 +18,9 @@ def of(*sizes):
 
 @pytest.mark.parametrize('sizes, sparsity, expected', [
   ((100, 10), 0.9, [10, 1]), ((30, 30, 30), 0.9, [3, 3, 3]), ((10, 10, 10), 0.75, [3, 3, 2]),   # 2.5 each, 7.5 in all: 8
-  ((7, 7), 0.5, [4, 3]), ((5, 50), 0.0, [5, 50]), ((3, 1000), 0.8, [1, 200]), ((1, 1, 10), 0.45, [1, 1, 5])])   # 0.55: one
+  ((7, 7), 0.5, [4, 3]), ((5, 50), 0.0, [5, 50]), ((3, 1000), 0.8, [1, 200]), ((1, 1, 10), 0.45, [1, 1, 5]),   # 0.55: one
+  ((17, 13), 0.8, [3, 3]), ((13, 17), 0.8, [3, 3]),   # 3.4 and 2.6: the larger remainder gets the sixth, not the first name
+  ((30, 14), 0.9, [3, 1]), ((5,), 0.5, [3])])   # 0.1 · 30 is a bit less than 3 in floats; a half is rounded up
 def test_uniform_by_hand(sizes, sparsity, expected):
   assert list(uniform(of(*sizes), sparsity).values()) == expected
 
@@ -56,8 +58,16 @@ def test_totals_are_exact_and_layers_live(shapes, sparsity, distribution):
   assert abs(sum(counts) - (1 - sparsity) * sum(sizes)) <= 0.5 + 1e-5
 
 
+def test_erk_fills_layers_in_more_than_one_round():
+  """10, 60 and 3000 weights, of which 13.68 % are 420: the first fills up, then, by what it leaves, the second too."""
+  raw = [11 / 10, 23 / 60, 130 / 3000]
+  first, second = 419.976 / (11 + 23 + 130), 409.976 / (23 + 130)   # ε of the two rounds
+  assert first * raw[0] > 1 > first * raw[1] and second * raw[1] > 1
+  assert erk([np.zeros((1, 10)), np.zeros((3, 20)), np.zeros((30, 100))], 0.8632) == [10, 60, 350]
+
+
 def test_one_number_for_all():
-  assert globally(LENET, 0.9) == 26620
+  assert globally(LENET, 0.9) == 26620 and globally(of(5), 0.5) == 3 and make_counts(of(5), {'*': 0.5}) == {'l0': 3}
 
 
 def test_a_mapping_of_patterns():
@@ -76,6 +86,8 @@ def test_dense_leaves_are_not_counted():
   (lambda: uniform(of(1, 1, 1, 1), 0.49), r'sparsity 0.49 keeps 2 weights, less than one for each of 4 leaves'),
   (lambda: globally(of(4), 0.9), 'less than one of 4'),
   (lambda: uniform({}, 0.5), 'no leaf is left'),
+  (lambda: uniform({'a/w': np.zeros(4), 'a': {'w': np.zeros(9)}}, 0.5), r"two have the same one; there are \['a/w'\]"),
+  (lambda: erk(of(10, 0), 0.5), 'l1 has no weights'),
   (lambda: erk(of(10), 1.0), 'below 1; got 1.0'),
   (lambda: erk(of(10), -0.1), 'below 1; got -0.1'),
   (lambda: uniform(of(10), '0.5'), "below 1; got '0.5'"),

@@ -261,3 +261,14 @@ def test_dots_of_algorithms():
     drawn = {round(float(x), 3) for line in ax.get_lines() for x in line.get_xdata() if np.isfinite(x)}
     assert {3.0, 10.0, 4.0} <= drawn
     assert 2 <= ax.get_xlim()[0] <= 2.5 and 10 < ax.get_xlim()[1] <= 11.5 and ax.get_xscale() == 'log'
+
+
+@pytest.mark.parametrize('count', [1, 2, 20])
+def test_dots_have_room_however_few_or_many_they_are(tmp_path, count):
+  means = np.linspace(90, 97, count)
+  panels = [(title, {label: (means, np.full(count, 0.1)) for label in ('α = 1', 'α = 2')}) for title in ('10 % kept', '2 % kept')]
+  figure = figures.dots_figure([f'algorithm {i}' for i in range(count)], panels, 'mean ± sd, n = 3')
+  figures.save(figure, tmp_path / 'dots')   # lays it out; warnings are errors
+  for ax in figure.axes:
+    box = ax.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
+    assert box.height > 0.12 * count and box.width > 0.6

@@ -184,6 +184,81 @@ def test_masks_at_the_start_are_one_program():
   assert 'scan[' in str(program) and not {'scan', 'while', 'cond'} & {step.primitive.name for step in program.eqns}
 
 
+@pytest.mark.parametrize('rule', ['static', 'gradual', 'rigl by mean gradients', 'snfs', 'top_kast'])
+def test_masks_lie_where_the_weights_do(rule):
+  """On one device of several, and spread over two; what memory has their shape too. Outside jit."""
+  tx = sparsify(optax.sgd(0.1), RULES[rule](), key=KEY)
+  mesh = jax.make_mesh((2,), ('x',), axis_types=(AxisType.Auto,), devices=jax.devices()[2:4])
+  for place in (jax.devices()[3], NamedSharding(mesh, PartitionSpec('x'))):
+    theta = {'a': {'w': jax.device_put(THETA['a']['w'], place)}}
+    state = tx.init(theta)
+    alike = [x for x in jax.tree.leaves((state.masks, state.memory)) if x.shape == (12, 10)]
+    assert alike and all(x.sharding == theta['a']['w'].sharding for x in alike)
+
+
+def test_a_mask_that_is_given_is_taken_as_it_is():
+  """With its sharding, and its values of the moment."""
+  mesh = jax.make_mesh((2,), ('x',), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+  mask = {'w': jax.device_put(np.arange(20).reshape(2, 10) % 5 == 0, NamedSharding(mesh, PartitionSpec('x')))}
+  theta = {'w': np.ones((2, 10), np.float32)}
+  assert sparsify(optax.sgd(0.1), given(mask)).init(theta).masks.forward['w'].sharding == mask['w'].sharding
+  edited = np.zeros((2, 10), bool)
+  tx = sparsify(optax.sgd(0.1), given({'w': edited}))
+  assert int(tx.init(theta).kept.forward['w']) == 0
+  edited[0] = True
+  assert int(tx.init(theta).kept.forward['w']) == 10
+  with pytest.raises(ValueError, match='a mask is bool and shaped like its array'):
+    sparsify(optax.sgd(0.1), given({'w': np.ones((3, 3), bool)})).init(theta)
+
+
+def test_the_optimiser_sees_masked_weights_from_the_first_moment():
+  """Dense parameters: `init` and the first update get them with zeros."""
+  seen = []
+  def init(params):
+    seen.append(params)
+    return ()
+  def update(updates, state, params):
+    seen.append(params)
+    return updates, state
+  tx = sparsify(optax.GradientTransformation(init, update), given(GIVEN))
+  tx.update(THETA, tx.init(THETA), THETA)
+  equal(seen, [masks.apply(GIVEN, THETA)] * 2)
+
+
+def test_leaves_that_are_none_or_numbers_pass_through():
+  theta = {'a': THETA['a'] | {'nothing': None, 'scale': 1.0}}
+  tx = sparsify(optax.sgd(0.1), rigl(0.8, 10, 1, distribution=uniform), powerpropagation(2.0), KEY)
+  state, grads = tx.init(theta), jax.tree.map(jnp.ones_like, theta)
+  for _ in range(2):   # masks change in both
+    updates, state = tx.update(grads, state, theta)
+    theta = optax.apply_updates(theta, updates)
+  assert theta['a']['nothing'] is None and float(theta['a']['scale']) == pytest.approx(0.8)
+  assert int(jnp.sum(theta['a']['w'] != 0)) == 24
+
+
+def test_decay_of_top_kast_where_one_threshold_leaves_a_leaf_nothing():
+  theta = {'large': {'w': THETA['a']['w']}, 'small': {'w': 1e-3 * THETA['a']['w']}}
+  tx = sparsify(optax.sgd(0.1), top_kast(0.7, 0.3, 2, decay=1e-2, distribution=globally))
+  state = tx.init(theta)
+  assert int(state.kept.forward['small']['w']) == 0 and int(state.kept.backward['small']['w']) > 0
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, theta), state, theta)
+  # λ / D with D = 1 / N, the smallest that it can be but for nothing, on the set B.
+  expected = -0.1 * 1e-2 * 120 * np.where(trained(state.masks)['small']['w'], theta['small']['w'], 0)
+  np.testing.assert_allclose(updates['small']['w'], expected, rtol=1e-5)
+
+
+def test_no_layer_loses_all_its_live_weights_at_once():
+  """With all to be dropped the largest stays, and those that come back are placed by it."""
+  reparam = powerpropagation(2.0)
+  tx = sparsify(target_propagation(optax.sgd(0.0), reparam), rigl(0.8, 1000, 1, 1.0, uniform), reparam, KEY)
+  phi = reparam.inverse(ONE)
+  state = tx.init(phi)
+  live = np.abs(masked(state, phi)['a']['w'])
+  updates, state = tx.update(gradient(ONE), state, phi)
+  phi = optax.apply_updates(phi, updates)
+  assert int(jnp.sum(phi['a']['w'] != 0)) == 24 and phi['a']['w'][np.unravel_index(live.argmax(), live.shape)] != 0
+
+
 def test_masks_are_stored_once_where_they_are_one():
   """A byte a weight; Top-KAST has two masks, and straight-through needs none for what the optimiser may change."""
   sizes = {}

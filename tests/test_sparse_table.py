@@ -114,6 +114,22 @@ def test_the_rate_of_a_knob_is_chosen_at_each_density(tmp_path):
     0.9: (0.99, 0.9, [0.1]), 0.1: (0.78, 0.09, [0.3])}
 
 
+@pytest.mark.parametrize('other, told', [(0.105, True), (0.112, False)])
+def test_gain_only_where_both_are_as_sparse(tmp_path, other, told):
+  rows = [own(0.9, 0.9, 0.1, 'soft_threshold', 1e-3, 0.1), own(0.8, 0.8, other, 'soft_threshold', 1e-3, 0.1) | {'alpha': 2.0}]
+  gain = sparse_table.gains(sparse_table.read_cells([with_densities(made(tmp_path / 'str', rows), [0.1])]), 'soft_threshold', 0.1)
+  assert gain.n == told and (not told or gain.mean == pytest.approx(-0.1))
+
+
+def test_nearest_is_by_ratio_of_mean_densities(tmp_path):
+  """0.05 is nearer to 0.02 than 0.001 is; the mean of 0.1 and 0.9 is further from 0.1 than 0.3 is."""
+  rows = [own(0.5, 0.5, 0.001, 'soft_threshold', 1e-2, 0.1), own(0.6, 0.6, 0.05, 'soft_threshold', 1e-3, 0.1),
+          *(own(0.7, 0.7, density, 'soft_threshold', 1e-4, 0.1) | {'seed': seed} for seed, density in enumerate((0.1, 0.9))),
+          *(own(0.8, 0.8, 0.3, 'soft_threshold', 2e-4, 0.1) | {'seed': seed} for seed in (0, 1))]
+  cells = sparse_table.read_cells([with_densities(made(tmp_path / 'str', rows), [0.02, 0.2])])
+  assert {key[2]: cell.accuracy.mean for key, cell in cells.items()} == {0.02: 0.6, 0.2: 0.8}
+
+
 def test_a_penalty_of_networks_that_are_pruned_afterwards_is_chosen_by_validation(tmp_path):
   """One penalty and rate for all densities; networks of the others are no seeds of this one."""
   rows = [own(test, validation, density, 'square_difference', penalty, rate, 'layer')

@@ -13,7 +13,7 @@ import pytest
 from powerprop import masked, powerpropagation, sparsify, target_propagation
 from powerprop.distributions import uniform
 from powerprop.sparse import trained
-from powerprop.updaters import ac_dc, dsr, gradual, granet, rigl, snfs, straight_through, top_kast
+from powerprop.updaters import ac_dc, dsr, gradual, granet, rigl, set_, snfs, straight_through, top_kast
 from powerprop.updaters.common import random_scores, share_out
 
 SHAPES = {'first': (9, 8), 'second': (8, 5)}
@@ -146,6 +146,18 @@ def test_rigl(alpha, average):
       mean = {name: np.mean([g[name] for g in seen[-average:]], 0) for name in SHAPES}
       change_masks(plain, dropped_and_grown(plain, mean, COUNTS, cosine(n, 11, 0.5)), grads)
   run(rigl(0.8, 11, 3, drop_fraction=0.5, distribution=uniform, average_steps=average), alpha, None, change)
+
+
+def test_set():
+  later = jax.random.split(jax.random.key(1))[1]   # of the key that `run` gives
+  like = {name: {'w': jnp.zeros(shape)} for name, shape in SHAPES.items()}
+
+  def change(plain, n, grads):
+    if n % 3 == 0 and n < 11:
+      random = random_scores(jax.random.fold_in(later, n), like)
+      scores = {name: np.asarray(x['w'], np.float64) for name, x in random.items()}
+      change_masks(plain, dropped_and_grown(plain, scores, COUNTS, cosine(n, 11, 0.5)), grads)
+  run(set_(0.8, 11, 3, drop_fraction=0.5, distribution=uniform), BOTH, None, change)
 
 
 @pytest.mark.parametrize('initial', [0.5, 0.0])

@@ -51,9 +51,10 @@ def exchange(theta: Tree, scores: Tree, live: Tree, counts: Any, together: bool,
 
     d = round(f k);   kept = top(|θ|, k − d, live);   kept ∪ top(|score|, k − |kept|, the rest)
 
-  Live weights above the count are pruned; a mask from elsewhere may have fewer: what is missing is grown.
+  One live weight at least stays: for α > 1 those that come back are placed by it. Live weights above the count are pruned; a
+  mask from elsewhere may have fewer: what is missing is grown.
   """
-  stay = jax.tree.map(lambda k: k - jnp.round(fraction * k).astype(jnp.int32), counts)
+  stay = jax.tree.map(lambda k: jnp.maximum(k - jnp.round(fraction * k).astype(jnp.int32), jnp.minimum(k, 1)), counts)
   kept = select(theta, stay, together, live)
   found = sum_counts(kept) if together else masks.counts(kept)
   missing = jax.tree.map(lambda k, n: k - n, counts, found)

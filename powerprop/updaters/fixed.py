@@ -46,7 +46,7 @@ def given(mask: Tree) -> SparsityUpdater:
     check_structure('the given masks', jax.tree.map(lambda _: 0, mask, is_leaf=absent), 'the parameters',
                     jax.tree.map(lambda _: 0, weights, is_leaf=absent))
     return Masks(jax.tree.map(leaf, weights, mask, is_leaf=absent)), ()
-  return SparsityUpdater(init, never, lambda step: False)
+  return SparsityUpdater(init, never, lambda step: False, at_hand=True)
 
 
 def random_masks(weights: Tree, sparsity: Sparsity, distribution: Distribution, dense: Sequence[str], key: jax.Array) -> Tree:

@@ -115,7 +115,7 @@ def top_kast(sparsity: Sparsity, backward_sparsity: Sparsity, every_steps: int =
              decay: float = 0.0, distribution: Distribution = uniform, dense: Sequence[str] = ()) -> SparsityUpdater:
   """Top-KAST: the network sees the set A of the largest |θ|, the optimiser moves a larger set B ⊇ A; all weights are stored.
 
-    A = top(|θ|, k_A);   B = top(|θ|, k_B);   g ← g + λ θ on A, g + (λ / D) θ on B \\ A,   D = k_A / N of the leaf
+    A = top(|θ|, k_A);   B = top(|θ|, k_B);   g ← g + λ θ on A, g + (λ / D) θ on B \\ A,   D = max(k_A, 1) / N of the leaf
 
   The decay is the paper's exploration regulariser, as a gradient of ½λ‖θ‖² and so before the inner optimiser.
 
@@ -159,7 +159,7 @@ def top_kast(sparsity: Sparsity, backward_sparsity: Sparsity, every_steps: int =
     def leaf(f: Any, g: jax.Array, x: jax.Array) -> jax.Array:
       if f is None:
         return g
-      share = jnp.mean(f, dtype=jnp.float32)
+      share = jnp.maximum(jnp.sum(f, dtype=jnp.int32), 1) / f.size   # one threshold over all leaves may leave a leaf nothing
       return g + (decay * x * jnp.where(f, 1, 1 / share)).astype(g.dtype)
     return jax.tree.map(leaf, masks.forward, grads, theta, is_leaf=lambda x: x is None)
 
