@@ -61,7 +61,8 @@ def write_npz(path: pathlib.Path, **arrays: Any) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-  """The directory, made if need be, for this run alone. The lock is the kernel's and goes with the process, however it ends.
+  """The directory, made if need be, for this run alone. The lock is the kernel's and goes with the process, however it ends. A run
+  that fails before it has written anything leaves no directory behind.
 
   Raises: UserError when another run holds it, or when it cannot be written.
   """
@@ -75,7 +76,12 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
       raise UserError(f'--workdir={workdir} is in use by another run; wait for it, or choose another directory.') from None
-    yield
+    try:
+      yield
+    finally:
+      if [path.name for path in workdir.iterdir()] == ['lock']:
+        (workdir / 'lock').unlink()
+        workdir.rmdir()
 
 
 def bind(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:

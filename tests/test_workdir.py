@@ -255,3 +255,13 @@ def test_metrics_without_tensorboard(tmp_path, monkeypatch):
   metrics.write(10, {'train_loss': None}, {'train_loss/alpha_1': math.nan})
   metrics.close()
   assert names(tmp_path) == ['metrics.jsonl'] and read_lines(tmp_path) == [{'step': 10, 'train_loss': None}]
+
+
+def test_a_run_that_fails_at_once_leaves_nothing(tmp_path):
+  with pytest.raises(UserError, match='no such thing'), workdirs.locked(tmp_path / 'run'):
+    raise UserError('no such thing')
+  assert not (tmp_path / 'run').exists()
+  with pytest.raises(UserError, match='later'), workdirs.locked(tmp_path / 'run'):
+    (tmp_path / 'run' / 'config.json').write_text('{}')
+    raise UserError('later')
+  assert {path.name for path in (tmp_path / 'run').iterdir()} == {'config.json', 'lock'}
