@@ -61,8 +61,8 @@ def write_npz(path: pathlib.Path, **arrays: Any) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-  """The directory, made if need be, for this run alone. The lock is the kernel's and goes with the process, however it ends. A run
-  that fails before it has written anything leaves no directory behind.
+  """The directory, made if need be, for this run alone. The lock is the kernel's and goes with the process, however it ends.
+  A run that fails before it has written anything leaves no directory behind.
 
   Raises: UserError when another run holds it, or when it cannot be written.
   """

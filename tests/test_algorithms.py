@@ -127,6 +127,29 @@ def test_every_algorithm_makes_a_group(data_dir):
   assert ALGORITHMS.keys() <= TITLES.keys() and FIRST_MASKS.keys() <= ALGORITHMS.keys()
 
 
+HUNDREDS = range(100, 1001, 100)
+RAMP = range(250, 751, 100)
+# Updates of the masks in 1,000 steps by the defaults of base.py; and those that look at the gradient of all weights.
+SCHEDULES = {
+  'static': ([], []), 'snip': ([], []), 'grasp': ([], []), 'synflow': ([], []),
+  'set': (range(100, 701, 100), []), 'dsr': (range(100, 701, 100), []), 'rigl': (range(100, 701, 100), range(100, 701, 100)),
+  'snfs': (range(100, 701, 100), range(1, 750)), 'granet': (RAMP, range(250, 651, 100)),
+  'gradual': (RAMP, []), 'gradual_returns': (RAMP, []), 'one_shot': ([750], []), 'straight_through': (HUNDREDS, []),
+  'top_kast': ([*range(100, 701, 100), 750, *range(800, 1001, 100)], []),
+  'ac_dc': ([*range(100, 701, 100), 750], [])}   # phases of a tenth, the last of them dense up to 700
+
+
+def test_schedules_are_those_of_the_config():
+  config, steps = base.get_config(), np.arange(1, 1001)
+  config.steps = 1000
+  updaters = {name: make(0.8, config) for name, make in ALGORITHMS.items() if make}
+  assert updaters.keys() == SCHEDULES.keys()
+  for name, updater in updaters.items():
+    for found, expected in zip((updater.due, updater.dense_gradient), SCHEDULES[name], strict=True):
+      assert steps[np.broadcast_to(found(steps), 1000)].tolist() == list(expected), name
+  assert {name for name, updater in updaters.items() if updater.keeps} == {'gradual_returns', 'straight_through', 'top_kast'}
+
+
 def test_side_by_side_as_one_after_another(data_dir, tmp_path):
   """Networks of a group batched, as on a GPU: the same masks, and an update of masks is still a branch."""
   config = make_config(data_dir, **{'sweep.algorithm': ('rigl',), 'sweep.seed': (0, 1, 2)})
