@@ -1,7 +1,7 @@
 """Measures how fast this is, against what one would write by hand, and prints all figures and their targets in one table.
 
-  python -m benchmarks                     all of it: about six minutes on two free cores
-  python -m benchmarks --quick             shorter turns: about two minutes, less exact
+  python -m benchmarks                     all of it: about twelve minutes on two free cores
+  python -m benchmarks --quick             shorter turns, less exact
   python -m benchmarks --only=step         one part; may be given several times
 
 Every ratio is the median over rounds in which both sides took turns in one process; its range tells how quiet the machine was.
@@ -35,7 +35,7 @@ MEASUREMENTS: dict[str, Callable[[train.Batches, bool], list[Row]]] = {
     'sparse': lambda data, quick: sparse.run(quick),
 }
 
-QUICK = flags.DEFINE_bool('quick', False, 'Measure less: about two minutes instead of six.')
+QUICK = flags.DEFINE_bool('quick', False, 'Measure in shorter turns, less exactly.')
 ONLY = flags.DEFINE_multi_enum('only', [], list(MEASUREMENTS), 'Measure this alone; may be given several times.')
 OUT = flags.DEFINE_string('out', 'runs/benchmarks.json', "File for the rows as JSON; '' for none.")
 

@@ -13,6 +13,7 @@ import pytest
 from experiments import data, models
 from experiments.errors import DataError
 from experiments.models import MODELS
+from powerprop import powerpropagation, statistics
 from powerprop.reparam import is_weight, leaf_name
 
 GREY, COLOUR = (28, 28, 1), (32, 32, 3)
@@ -208,3 +209,21 @@ def test_cifar_constants_are_those_of_the_training_set(monkeypatch):
   some = np.asarray(models.normalise(jnp.asarray(images[:5000], jnp.float32) / 255), np.float64)
   np.testing.assert_allclose(some.mean((0, 1, 2)), 0, atol=0.03)
   np.testing.assert_allclose(some.std((0, 1, 2)), 1, atol=0.03)
+
+
+def test_steps_of_a_resnet_18_are_eleven_times_smaller_at_alpha_2():
+  """E[(2|φ|)²] = 4 E|θ| by the mean of a normal distribution cut at 2 sd: 1/0.087 is the factor for its learning rate."""
+  net = hk.transform_with_state(MODELS['resnet_18'](10, 0.0).forward)
+  params, _ = jax.jit(lambda key: net.init(key, jnp.zeros((1, *COLOUR)), True))(jax.random.key(0))
+  reparam = powerpropagation(2.0)
+  found = float(statistics.mean_squared_slope(reparam, reparam.inverse(params)))
+  inside = math.erf(2 / math.sqrt(2))
+  mean = 2 * (1 - math.exp(-2)) / math.sqrt(2 * math.pi) / inside   # of |z|, z normal and cut at 2
+  sd = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / inside)   # of z: Haiku scales by it
+  total = count = 0.0
+  for path, x in jax.tree_util.tree_leaves_with_path(params):
+    if is_weight(leaf_name(path), x):
+      scale = 0.1 if leaf_name(path) == 'output/w' else 2.0
+      total += 4 * mean / sd * math.sqrt(scale / math.prod(x.shape[:-1])) * x.size
+      count += x.size
+  assert found == pytest.approx(total / count, rel=1e-3) and found == pytest.approx(0.087, abs=5e-4)

@@ -248,15 +248,19 @@ def test_decay_of_top_kast_where_one_threshold_leaves_a_leaf_nothing():
 
 
 def test_no_layer_loses_all_its_live_weights_at_once():
-  """With all to be dropped the largest stays, and those that come back are placed by it."""
+  """All are to be dropped, and none of them has a gradient to grow back by: the largest stays, and the others are placed by it."""
   reparam = powerpropagation(2.0)
   tx = sparsify(target_propagation(optax.sgd(0.0), reparam), rigl(0.8, 1000, 1, 1.0, uniform), reparam, KEY)
   phi = reparam.inverse(ONE)
   state = tx.init(phi)
   live = np.abs(masked(state, phi)['a']['w'])
-  updates, state = tx.update(gradient(ONE), state, phi)
-  phi = optax.apply_updates(phi, updates)
-  assert int(jnp.sum(phi['a']['w'] != 0)) == 24 and phi['a']['w'][np.unravel_index(live.argmax(), live.shape)] != 0
+  grads = gradient(ONE)
+  grads['a']['w'] = jnp.where(live > 0, 0, grads['a']['w'])
+  updates, state = tx.update(grads, state, phi)
+  after = np.abs(optax.apply_updates(phi, updates)['a']['w'])
+  assert (after[live > 0] > 0).sum() == 1 and after[np.unravel_index(live.argmax(), live.shape)] == live.max()
+  np.testing.assert_allclose(after[(live == 0) & (after > 0)], live.max() * 0.5 ** 0.5, rtol=1e-6)   # half of θ = φ²
+  assert (after > 0).sum() == 24
 
 
 def test_masks_are_stored_once_where_they_are_one():
