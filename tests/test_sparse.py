@@ -248,7 +248,7 @@ def test_decay_of_top_kast_where_one_threshold_leaves_a_leaf_nothing():
 
 
 def test_no_layer_loses_all_its_live_weights_at_once():
-  """All are to be dropped, and none of them has a gradient to grow back by: the largest stays, and the others are placed by it."""
+  """All are to be dropped, and none has a gradient to grow back by: the largest stays, and the others are placed by it."""
   reparam = powerpropagation(2.0)
   tx = sparsify(target_propagation(optax.sgd(0.0), reparam), rigl(0.8, 1000, 1, 1.0, uniform), reparam, KEY)
   phi = reparam.inverse(ONE)
