@@ -149,6 +149,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   for key in ('sparse.start_share', 'sparse.end_share', 'sparse.drop_fraction'):
     need(0 < value_of(key) <= 1, key, 'a share in (0, 1]')
   need(config.sparse.start_share <= config.sparse.end_share, 'sparse.end_share', 'at least sparse.start_share')
+  need(type(config.sparse.rescale) is bool, 'sparse.rescale', 'True or False')
   need(config.sparse.entry >= 0, 'sparse.entry', 'at least 0')
   need(config.sparse.decay >= 0, 'sparse.decay', 'at least 0')
   need(config.sparse.backward_factor >= 1, 'sparse.backward_factor', 'at least 1')
@@ -227,7 +228,8 @@ def make_group(config: ml_collections.ConfigDict, axes: dict[str, Any]) -> train
   def sparse(rate, key, first):
     rule = powerprop.updaters.given(first) if scored else updater
     return powerprop.sparsify(dense(rate), rule, weights, key, config.sparse.entry)
-  return train.Group(axes, reparam, sparse, True, updater.dense_gradient, scored and scored(axes['sparsity'], config))
+  return train.Group(axes, reparam, sparse, True, updater.dense_gradient, scored and scored(axes['sparsity'], config),
+                     config.sparse.rescale)
 
 
 def is_factor(name: str, leaf: Any) -> bool:

@@ -41,6 +41,7 @@ class Group(NamedTuple):
   sparse: bool = False                                          # is there a `sparsify` in the chain?
   dense_gradient: Callable[[Any], Any] = lambda step: False     # does the algorithm look at the gradient of all weights now?
   first_masks: Callable[..., Tree] | None = None                # (loss, network, θ, batches) → masks, scored at the start
+  rescale: bool = False                                         # do the live weights start with the norm of the whole layer?
   own: OwnParameters | None = None                              # parameters that the network has in place of its weights
 
 
@@ -138,7 +139,10 @@ def make_init(groups: Sequence[Group], slots: Sequence[Slots], net: hk.Transform
       pick = jax.random.choice(stream(seed, MASKS), data.labels.size, scored, False)
       first = group.first_masks(loss, network, theta, (pixels(data.images[pick]), data.labels[pick]))
     phi = group.reparam.inverse(theta if group.own is None else group.own.expand(theta))
-    return TrainState(phi, group.optimizer(learning_rate, stream(seed, MASKS), first).init(phi), net_state)
+    opt_state = group.optimizer(learning_rate, stream(seed, MASKS), first).init(phi)
+    if group.rescale:
+      phi = group.reparam.inverse(powerprop.rescaled(opt_state, group.reparam.weights(phi)))
+    return TrainState(phi, opt_state, net_state)
 
   def init(theta0, net_states, data):
     out = []

@@ -13,7 +13,7 @@ from powerprop.reparam import (
     psi_inverse,
     psi_slope,
 )
-from powerprop.sparse import Masks, SparsifyState, SparsityUpdater, masked, sparsify, with_masks
+from powerprop.sparse import Masks, SparsifyState, SparsityUpdater, masked, rescaled, sparsify, with_masks
 from powerprop.transforms import backpropagation, target_propagation
 
 __version__ = '0.1.0'
@@ -21,6 +21,6 @@ __version__ = '0.1.0'
 __all__ = [
     'Masks', 'Reparam', 'SparsifyState', 'SparsityUpdater', 'backpropagation', 'change_alpha', 'distributions', 'flops',
     'is_weight', 'keep_zeros', 'leaf_name', 'make_reparam', 'masked', 'masks', 'parameterisations', 'powerpropagation', 'psi',
-    'psi_inverse', 'psi_slope', 'reparameterise', 'sparsify', 'statistics', 'target_propagation', 'thresholds', 'updaters',
-    'with_masks',
+    'psi_inverse', 'psi_slope', 'reparameterise', 'rescaled', 'sparsify', 'statistics', 'target_propagation', 'thresholds',
+    'updaters', 'with_masks',
 ]

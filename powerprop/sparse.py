@@ -164,6 +164,31 @@ def with_masks(opt_state: Any, masks: Masks) -> Any:
                       opt_state, is_leaf=lambda x: isinstance(x, SparsifyState))
 
 
+def rescaled(opt_state: Any, theta: Tree) -> Tree:
+  """θ_l · ‖θ_l‖ / ‖m_l ∘ θ_l‖: the live weights of each leaf get the norm that all of it had.
+
+  For initial weights of a network that is sparse from the start and has no normalisation, in which signals would fade from layer
+  to layer: `phi = reparam.inverse(rescaled(opt_state, reparam.weights(phi)))` after `opt_state = tx.init(phi)`. At random masks
+  the factor is about 1/√density, and less where the largest weights are live, as with Top-KAST; leaves that are dense, never
+  masked, or whose live weights are all 0 stay as they are. Masks by layer stay what they are; an inner optimiser that keeps a
+  copy of the parameters has to be initialised again.
+
+  Source: Evci et al. 2022 (arXiv:2010.03533). Differs from the paper: by layer and not by output, and by the weights that are
+  there and not by their distribution.
+  Raises: ValueError as `masked` does.
+  """
+  def leaf(x: Any, live: Any) -> Any:
+    if x is None:
+      return None
+    # Relative to the largest: the squares of small weights are 0.
+    wide, seen = (jnp.asarray(v).astype(jnp.promote_types(jnp.result_type(v), jnp.float32)) for v in (x, live))
+    largest = jnp.max(jnp.abs(seen), initial=0)
+    whole, part = (jnp.sum(jnp.square(v / jnp.where(largest > 0, largest, 1))) for v in (wide, seen))
+    as_it_is = jnp.all(seen == wide) | (part == 0)
+    return (wide * jnp.where(as_it_is, 1, jnp.sqrt(whole / jnp.where(part > 0, part, 1)))).astype(jnp.result_type(x))
+  return jax.tree.map(leaf, theta, masked(opt_state, theta), is_leaf=is_none)
+
+
 def trained(masks: Masks) -> Tree:
   """The backward masks: what the optimiser may change."""
   return masks.forward if isinstance(masks.backward, tuple) and not masks.backward else masks.backward

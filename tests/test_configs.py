@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import base, cifar_figure2, cifar_resnet, cifar_sparse, mnist_sparse
+from configs import base, cifar_figure2, cifar_resnet, cifar_sparse, mnist_lenet5, mnist_sparse
 from experiments import data as datasets
 from experiments import main, supervised
 from experiments.models import MODELS
@@ -138,7 +138,7 @@ DEFAULTS = {
   'sweep.sparsity': (0.0,), 'sweep.penalty': (0.0,), 'sparse.distribution': 'erk', 'sparse.dense': (), 'sparse.every_steps': 100,
   'sparse.start_share': 0.25, 'sparse.end_share': 0.75, 'sparse.drop_fraction': 0.3, 'sparse.initial_sparsity': 0.5,
   'lottery.rounds': 17, 'lottery.prune_share': 0.2, 'lottery.rewind_steps': 0,
-  'sparse.phase_share': 0.1, 'sparse.entry': 0.5, 'sparse.backward_factor': 2.0, 'sparse.decay': 1e-4}
+  'sparse.phase_share': 0.1, 'sparse.rescale': False, 'sparse.entry': 0.5, 'sparse.backward_factor': 2.0, 'sparse.decay': 1e-4}
 THREE = {'steps': 15_000, 'sweep.seed': (0, 1, 2)}
 BIASES = THREE | {'sweep.alpha': (2, 4), 'sweep.biases': ('plain', 'reparameterised'), 'report': ('compare',)}
 RATES = (0.03, 0.1, 0.3, 0.6, 1.0)
@@ -185,6 +185,11 @@ def changes(which):
     algorithm, _, times = which[1].partition('_')
     return changes(('mnist_sparse', algorithm)) | {'steps': {'1x': 9_000, '2x': 18_000, '5x': 45_000}[times],
                                                    'sweep.sparsity': (0.95, 0.98), 'prune.densities': (0.05, 0.02)}
+  if which[0] == 'mnist_lenet5':
+    algorithm, tuning = which[1].removesuffix('_tuning'), which[1].endswith('_tuning')
+    one = {'sweep.sparsity': (0.95,), 'prune.densities': (0.05,)}
+    more = {'sweep.sparsity': (0.9, 0.98), 'prune.densities': (0.1, 0.02), 'alpha_rates': mnist_lenet5.RATES[algorithm]}
+    return changes(('mnist_sparse', which[1])) | (one if tuning else more) | {'model': 'lenet_5', 'steps': 4_500}
   if which[0] == 'mnist_entry':
     return changes(('mnist_sparse', 'rigl')) | {'sweep.alpha': (2,), 'alpha_rates': mnist_sparse.RATES['rigl'][1:],
                                                 'sparse.entry': {'zero': 0.0, 'half': 0.5, 'whole': 1.0}[which[1]]}
@@ -215,6 +220,7 @@ def changes(which):
 
 
 RATES_OF = {'mnist_sparse': mnist_sparse.RATES, 'cifar_sparse': cifar_sparse.RATES, 'cifar_resnet': cifar_resnet.RATES,
+            'mnist_lenet5': mnist_lenet5.RATES,
             '.': {'cifar_figure2': cifar_figure2.RATES}}
 TUNINGS = [(folder, path) for folder in RATES_OF for path in sorted((FOLDER.parent / 'results' / folder).glob('*_tuning'))]
 
@@ -238,7 +244,7 @@ def test_rates_are_those_that_the_validation_images_chose(folder, path):
 def test_choices_of_rates_are_among_the_results():
   """All of the table on MNIST, and those of CIFAR-10 that were run."""
   assert {folder: len([1 for f, _ in TUNINGS if f == folder]) for folder in RATES_OF} == {
-    'mnist_sparse': 16, 'cifar_sparse': 4, 'cifar_resnet': 2, '.': 1}
+    'mnist_sparse': 16, 'cifar_sparse': 4, 'cifar_resnet': 2, 'mnist_lenet5': 0, '.': 1}
 
 
 @pytest.mark.parametrize('which', [which for which in ALL if which[0] != 'base'], ids=':'.join)

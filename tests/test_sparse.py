@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from powerprop import backpropagation, masked, masks, powerpropagation, sparsify, target_propagation, with_masks
+from powerprop import backpropagation, masked, masks, powerpropagation, rescaled, sparsify, target_propagation, with_masks
 from powerprop.distributions import erk, globally, uniform
 from powerprop.sparse import Masks, SparsifyState, trained
 from powerprop.updaters import (
@@ -441,6 +441,30 @@ def test_a_run_begun_with_the_masks_of_another():
   equal(state.kept.forward, masks.counts(fewer))
   equal(masked(state, phi)['a'], jax.tree.map(lambda x: x, masks.apply(fewer, phi)['a']))
   check(reparam, *train(tx, reparam, phi, STEPS, state), keeps=False)   # what was missing has grown
+
+
+@pytest.mark.parametrize('dtype, scale', [(jnp.float32, 1), (jnp.float32, 1e-25), (jnp.bfloat16, 1e-3)])
+def test_live_weights_of_the_norm_of_their_layer(dtype, scale):
+  """Against NumPy in float64, at random masks and at those of the largest weights."""
+  theta = jax.tree.map(lambda x: (scale * x).astype(dtype), THETA)
+  for rule in (static(0.8, uniform), top_kast(0.8, 0.5)):
+    state = sparsify(optax.sgd(0.1), rule, key=KEY).init(theta)
+    found, live = rescaled(state, theta), masked(state, theta)
+    for layer in COUNTS:
+      before, kept, after = (np.asarray(tree[layer]['w'], np.float64) for tree in (theta, live, found))
+      factor = np.sqrt((before**2).sum() / (kept**2).sum())
+      assert 1.2 < factor < 3
+      np.testing.assert_allclose(after, before * factor, rtol=4 * float(jnp.finfo(dtype).eps))
+    assert jax.tree.map(jnp.result_type, found) == jax.tree.map(jnp.result_type, theta)
+    jax.tree.map(np.testing.assert_array_equal, (found['norm'], found['a']['b']), (theta['norm'], theta['a']['b']))
+    jax.tree.map(np.testing.assert_array_equal, masked(sparsify(optax.sgd(0.1), rule, key=KEY).init(found), found),
+                 masked(state, found))   # the same masks
+
+
+def test_dense_layers_and_those_of_zeros_are_not_rescaled():
+  for theta, sparsity in ((THETA, 0.0), (jax.tree.map(jnp.zeros_like, THETA), 0.8)):
+    state = sparsify(optax.sgd(0.1), static(sparsity, uniform), key=KEY).init(theta)
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(rescaled)(state, theta), theta)
 
 
 def test_averaged_copies_are_masked_alike():

@@ -13,6 +13,7 @@ import powerprop
 from experiments import train
 from experiments.models import BIASES, lenet_300_100
 from experiments.optimizers import UPDATES
+from powerprop.distributions import uniform
 
 RATE = 0.1
 
@@ -165,6 +166,24 @@ def test_initial_weights():
   jax.tree.map(np.testing.assert_array_equal, plain.phi, theta0)
   for name in LAYERS:
     np.testing.assert_allclose(np.asarray(cubed.phi[name]['w'], np.float64) ** 3, theta0[name]['w'], rtol=1e-6, atol=1e-30)
+
+
+def test_live_weights_may_start_with_the_norm_of_their_layer():
+  """Static masks of a fifth: the network begins with those weights of θ0 that are live, each layer as long as it was."""
+  reparam = powerprop.powerpropagation(2.0)
+
+  def optimizer(rate, key, first):
+    return powerprop.sparsify(optax.sgd(rate), powerprop.updaters.static(0.8, uniform), reparam, key)
+  plain = train.Group({'alpha': 2.0}, reparam, optimizer, True)
+  nets, data = make_nets([3]), make_images()
+  (before,), (after,) = (Run([plain._replace(rescale=on)], nets, data).states for on in (False, True))
+  for name in LAYERS:
+    masks = [np.asarray(state.opt_state.masks.forward[name]['w'][0]) for state in (before, after)]
+    theta = [np.sign(phi) * phi**2 for phi in (np.asarray(state.phi[name]['w'][0], np.float64) for state in (before, after))]
+    np.testing.assert_array_equal(*masks)
+    assert masks[0].sum() == masks[0].size // 5
+    factor = np.sqrt((theta[0]**2).sum() / (theta[0][masks[0]]**2).sum())
+    np.testing.assert_allclose(theta[1], factor * theta[0], rtol=1e-5)
 
 
 # ---- batches -------------------------------------------------------------------------------------------------------
