@@ -37,6 +37,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.sweep.penalty = (0.0,)                     # weights of the regularisers of soft_threshold, hard_concrete and the like
   config.momentum = 0.9                 # of the optimizers 'momentum' and 'momentum_decay'
   config.weight_decay = 1e-4            # of 'adamw' and 'momentum_decay'; acts on θ under target_propagation, on φ otherwise
+  config.phi_decay = 0.0                # decay of φ itself, times the learning rate, whatever the optimizer
+  config.label_smoothing = 0.0          # share of each label that is spread over all classes, in training
 
   # Sparse training: what the algorithms of the sweep share.
   config.sparse = ml_collections.ConfigDict()
@@ -68,6 +70,23 @@ def get_config() -> ml_collections.ConfigDict:
   config.prune.recalibration_batches = 50   # training batches that these averages are made of
   config.prune.figure_density = 0.1     # density of figures 1c and 1d and of the statistics
   config.prune.sampled_weights = 10_000 # weights shown in figures 1c and 1d
+
+  # The protocol 'streamed': one network on all devices, on photographs that are read while it trains. It takes one value of each
+  # axis of the sweep.
+  config.stream = ml_collections.ConfigDict()
+  config.stream.classes = 1000          # of the data set; others are an error
+  config.stream.image_size = 224        # side of the squares that images are cropped to, pixels
+  config.stream.held_out = 0            # every so-manyth training image is kept from training, to choose settings by; 0: none
+  config.stream.workers = 0             # processes that read images on each host; 0: threads of the one that trains
+  config.stream.on_damage = 'fail'      # at images that cannot be read: 'fail', or 'skip', which takes the next one
+  config.stream.compute = 'float32'     # of products and activations: 'float32' or 'bfloat16'; what is stored stays float32
+  config.stream.shards = 1              # devices that share one copy of parameters and optimiser state
+  config.stream.batch_norm_parts = 1    # parts of a batch, each with statistics of its own: 1 is all of it, over all devices
+  config.stream.log_steps = 100         # a line of metrics every so many steps
+  config.stream.checkpoint_steps = 1000     # a checkpoint every so many steps, and one at the end
+  config.stream.evaluate_steps = 0      # accuracy every so many steps, and the best network kept; 0: at the end only
+  config.stream.profile_steps = 0       # steps whose trace is written to WORKDIR/profile, from the tenth of a run on; 0: none
+  config.stream.peak_flops = 0.0        # operations a second of one device at best, for its utilisation; 0: as known, or left out
 
   config.report = ('figure1',)          # kinds of figures: figure1, compare, learning_rate
   config.checkpoint_epochs = 5          # a checkpoint every so many epochs of training, and one at the end

@@ -37,22 +37,35 @@ def _is_mask(x: Any) -> bool:
 
 
 class Checkpoints:
-  """Numbered checkpoints of one tree in a directory; each appears whole or not at all."""
+  """Numbered checkpoints of one tree in a directory; each appears whole or not at all.
 
-  def __init__(self, directory: pathlib.Path, kept: int):
+  `background`: `save` returns once the tree is in the host's memory, and the next `save`, or `close`, waits for the files.
+  """
+
+  def __init__(self, directory: pathlib.Path, kept: int, background: bool = False):
     logging.getLogger('absl').setLevel(logging.WARNING)   # Orbax reports every file at level INFO
     # What a killed run had begun to save is cleaned up: the directory is this run's alone.
     options = ocp.CheckpointManagerOptions(max_to_keep=kept, create=True, cleanup_tmp_directories=True,
-                                           enable_async_checkpointing=False)
-    self._directory = directory
+                                           enable_async_checkpointing=background)
+    self._directory, self._background, self._unsigned = directory, background, list[int]()
     self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
   def save(self, step: int, tree: Any) -> None:
+    self._sign()
     self._manager.save(step, args=ocp.args.StandardSave(tree))
-    # Orbax finds a file that is missing or short, but reads other bytes without a word. A run killed before this line leaves a
-    # checkpoint without checksums, which is whole all the same.
-    if jax.process_index() == 0:
-      write_atomic(self._directory / str(step) / DIGESTS, json.dumps(_digests(self._directory / str(step)), indent=2) + '\n')
+    self._unsigned.append(step)
+    if not self._background:
+      self._sign()
+
+  def _sign(self) -> None:
+    """Adds checksums. Orbax finds a file that is missing or short, but reads other bytes without a word. A run killed before this
+    leaves a checkpoint without checksums, which is whole all the same."""
+    self._manager.wait_until_finished()
+    for step in self._unsigned:
+      folder = self._directory / str(step)
+      if jax.process_index() == 0 and folder.is_dir():
+        write_atomic(folder / DIGESTS, json.dumps(_digests(folder), indent=2) + '\n')
+    self._unsigned.clear()
 
   def restore(self, like: Any) -> tuple[int, Any] | None:
     """Newest checkpoint that can be read, with the structure, shapes, dtypes and shardings of `like`; None if there is none.
@@ -78,6 +91,7 @@ class Checkpoints:
     return None
 
   def close(self) -> None:
+    self._sign()
     self._manager.close()
 
 

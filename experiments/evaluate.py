@@ -20,13 +20,13 @@ SCOPES = ('layer', 'global', 'layer recalibrated', 'global recalibrated')   # of
 
 
 class Evaluation(NamedTuple):
-  """Of one network (leading axes are added by mapping); S scopes, D densities, L weight leaves."""
-  kept: jax.Array               # int32 [S, D]: weights kept
-  overlap: jax.Array            # [S, D]: share of weights on which the masks of θ0 and of θ agree
-  validation: jax.Array         # int32 [S, D]: images put into their class
-  test: jax.Array               # int32 [S, D]
-  finite: jax.Array             # bool: no weight is NaN or infinite
-  statistics: dict[str, jax.Array]   # NaN where not finite
+  """Of one network (leading axes are added by mapping); S scopes, D densities, L weight leaves. Arrays of JAX or NumPy."""
+  kept: Any               # int32 [S, D]: weights kept
+  overlap: Any            # [S, D]: share of weights on which the masks of θ0 and of θ agree
+  validation: Any         # int32 [S, D]: images put into their class
+  test: Any               # int32 [S, D]
+  finite: Any             # bool: no weight is NaN or infinite
+  statistics: dict[str, Any]   # NaN where not finite
 
 
 def layer_counts(theta: Tree, densities: Sequence[float], output_layer: str, output_factor: float) -> list[Tree]:

@@ -36,20 +36,22 @@ DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'Join the hosts of a TPU p
 COORDINATOR = flags.DEFINE_string('coordinator', None,
                                   'HOST:PORT at which process 0 is reached by the others, where there is no such manager.')
 PROCESSES = flags.DEFINE_integer('processes', None, 'Number of all processes, with --coordinator.', lower_bound=1)
+DRY_RUN = flags.DEFINE_bool('dry_run', False, "Only tell what a run would be: densities, operations, memory. For the protocol "
+                            "'streamed'; no data are needed.")
 PROCESS = flags.DEFINE_integer('process', None, 'Number of this process, 0 to --processes minus 1, with --coordinator.',
                                lower_bound=0)
 
 
 def protocols():
   """Name → run(config, workdir). Imported late, so that --help and a mistake in a flag do not wait for JAX."""
-  from experiments import lottery, supervised
-  return {'supervised': supervised.run, 'lottery': lottery.run}
+  from experiments import lottery, streamed, supervised
+  return {'supervised': supervised.run, 'lottery': lottery.run, 'streamed': streamed.run}
 
 
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise UserError(f'unknown argument {argv[1]!r}; flags are given as --name=value.')
-  for flag in (CONFIG, WORKDIR):
+  for flag in (CONFIG,) if DRY_RUN.value else (CONFIG, WORKDIR):
     if not flag.value:
       raise UserError(f'--{flag.name} is needed; see --help.')
   join_hosts()
@@ -60,6 +62,13 @@ def main(argv: list[str]) -> None:
   config, workdir = CONFIG.value, pathlib.Path(str(WORKDIR.value))
   if config.protocol not in known:
     raise UserError(f'config.protocol must be one of {sorted(known)}, got {config.protocol!r}.')
+  if DRY_RUN.value:
+    if config.protocol != 'streamed':
+      raise UserError(f"--dry_run is for the protocol 'streamed', and config.protocol is {config.protocol!r}.")
+    from experiments import dry_run, streamed
+    streamed.check(config)
+    print(dry_run.describe(config))
+    return
   import jax
   with workdirs.locked(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
     known[config.protocol](config, workdir)

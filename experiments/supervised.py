@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -25,7 +26,7 @@ from experiments.augment import AUGMENTATIONS
 from experiments.checkpoint import Checkpoints, pack, unpack
 from experiments.errors import UserError
 from experiments.models import BIASES, MODELS, Model
-from experiments.optimizers import OPTIMIZERS, SCHEDULES, UPDATES
+from experiments.optimizers import OPTIMIZERS, SCHEDULES, UPDATES, phi_decay
 from experiments.progress import Progress, plural, say
 from experiments.results import TRAINED, read_results, table
 from powerprop import flops
@@ -101,7 +102,8 @@ def prepare(config: ml_collections.ConfigDict, grouped: Callable[[ml_collections
   return Setting(
       config, groups, nets, model, mesh, slots, on_device, theta0,
       train.count_operations(net, theta0, net_state0, (config.batch_size, *image_shape)), make_states,
-      train.make_epoch(groups, net, config.batch_size, mesh, AUGMENTATIONS[config.augment]),
+      train.make_epoch(groups, net, config.batch_size, mesh, AUGMENTATIONS[config.augment],
+                       smoothing=config.label_smoothing),
       jax.jit(lambda tree: pack(train.gather(tree, slots)), out_shardings=train.replicated(mesh)),
       jax.jit(lambda tree: train.scatter(unpack(tree, whole), slots), out_shardings=train.by_net(mesh)),
       {scopes: evaluate.make_evaluate(net, scopes, mesh) for scopes in (tuple(config.prune.scopes), (TRAINED,))},
@@ -112,7 +114,8 @@ def conclude(setting: Setting, workdir: pathlib.Path, origin: dict[str, Any], gr
              outcome: Sequence[dict[str, Any]], shares: Sequence[dict[str, list[float]]], seconds: dict[str, float]) -> None:
   """Writes the files of a run that has ended, and its report."""
   if jax.process_index() == 0:
-    workdir_files(setting, workdir, groups, outcome, shares)
+    sizes = {name: len(part.labels) for name, part in setting.data.items()}
+    workdir_files(setting.config, setting.nets, sizes, workdir, groups, outcome, shares)
     write_run(workdir, origin | {'data': setting.described}, seconds)
     finish(workdir)
 
@@ -166,6 +169,8 @@ def check(config: ml_collections.ConfigDict) -> None:
               'prune.recalibration_batches', 'sparse.every_steps'):
     need(value_of(key) > 0, key, 'positive')
   need(config.bias_stddev >= 0, 'bias_stddev', 'at least 0')
+  need(config.phi_decay >= 0, 'phi_decay', 'at least 0')
+  need(0 <= config.label_smoothing < 1, 'label_smoothing', 'a share in [0, 1)')
   densities, scopes = config.prune.densities, config.prune.scopes
   need(len(densities) > 0 and all(is_number(p) and 0 < p <= 1 for p in densities) and len(set(densities)) == len(densities),
        'prune.densities', 'a tuple of different shares in (0, 1]')
@@ -215,7 +220,8 @@ def make_group(config: ml_collections.ConfigDict, axes: dict[str, Any]) -> train
 
   def dense(rate):
     rate = rate_of(config, axes) or rate
-    return UPDATES[axes['update']](OPTIMIZERS[axes['optimizer']](rate, config), reparam)
+    chain = UPDATES[axes['update']](OPTIMIZERS[axes['optimizer']](rate, config), reparam)
+    return optax.chain(chain, phi_decay(rate, config)) if config.phi_decay else chain
 
   make, own_parameters = ALGORITHMS[axes['algorithm']], OWN_PARAMETERS.get(axes['algorithm'])
   if make is None:
@@ -382,10 +388,11 @@ def scopes_of(group: train.Group, config: ml_collections.ConfigDict) -> tuple[st
   return (TRAINED,) if group.sparse or (group.own and group.own.zeros) else tuple(config.prune.scopes)
 
 
-def workdir_files(setting: Setting, workdir: pathlib.Path, groups: Sequence[train.Group], outcome: Sequence[dict[str, Any]],
+def workdir_files(config: ml_collections.ConfigDict, nets: train.Nets, sizes: Mapping[str, int], workdir: pathlib.Path,
+                  groups: Sequence[train.Group], outcome: Sequence[dict[str, Any]],
                   shares_of_dense: Sequence[dict[str, list[float]]]) -> None:
-  """results.csv, overlap.csv, statistics.csv and weights.npz: everything that the report is made of."""
-  config, nets, sizes = setting.config, setting.nets, {name: len(part.labels) for name, part in setting.data.items()}
+  """results.csv, overlap.csv, statistics.csv and weights.npz: everything that the report is made of. `sizes`: numbers of images
+  for 'validation' and 'test'."""
   results, overlap, statistics = [], [], []
   for group, found, cost in zip(groups, outcome, shares_of_dense, strict=True):
     e = found['evaluation']

@@ -106,11 +106,18 @@ def final_masks(group: Group, state: TrainState) -> Tree | None:
   return state.opt_state.masks.forward if group.sparse else None
 
 
-def make_loss(net: hk.TransformedWithState) -> Callable[..., Any]:
-  """(θ, state of the network, images [B, H, W, C] in [0, 1], labels [B]) → mean cross-entropy, new state."""
+def make_loss(net: hk.TransformedWithState, smoothing: float = 0.0) -> Callable[..., Any]:
+  """(θ, state of the network, images [B, H, W, C] in [0, 1], labels [B]) → mean cross-entropy, new state.
+
+  `smoothing`: the share of each label that is spread over all classes alike (Szegedy et al. 2016, arXiv:1512.00567).
+  """
   def loss_fn(theta, net_state, images, labels):
     logits, net_state = net.apply(theta, net_state, None, images, True)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), net_state
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if smoothing:   # log Σ exp z − the mean of z is the cross-entropy with all classes alike
+      uniform = jax.nn.logsumexp(logits, axis=-1) - logits.mean(axis=-1)
+      entropy = (1 - smoothing) * entropy + smoothing * uniform
+    return entropy.mean(), net_state
   return loss_fn
 
 
@@ -126,23 +133,13 @@ def make_weights(net: hk.TransformedWithState, image_shape: tuple[int, ...],
 def make_init(groups: Sequence[Group], slots: Sequence[Slots], net: hk.TransformedWithState, batch_size: int,
               mesh: Mesh) -> Callable[..., list[TrainState]]:
   """The program (θ0, network states, data) by network → states of each group by place, leaves [n·S, ...]."""
-  loss_fn = make_loss(net)
-
   def one(group, data, theta, net_state, seed, learning_rate, penalty):
-    def loss(theta, batch):   # batch statistics, as at the first step of training
-      return loss_fn(theta, net_state, *batch)[0]
-    def network(theta, images):
-      return net.apply(theta, net_state, None, images, False)[0]
-    first = None
+    scored = None
     if group.first_masks:
-      scored = SCORED, min(batch_size, data.labels.size // SCORED)
-      pick = jax.random.choice(stream(seed, MASKS), data.labels.size, scored, False)
-      first = group.first_masks(loss, network, theta, (pixels(data.images[pick]), data.labels[pick]))
-    phi = group.reparam.inverse(theta if group.own is None else group.own.expand(theta))
-    opt_state = group.optimizer(learning_rate, stream(seed, MASKS), first).init(phi)
-    if group.rescale:
-      phi = group.reparam.inverse(powerprop.rescaled(opt_state, group.reparam.weights(phi)))
-    return TrainState(phi, opt_state, net_state)
+      shape = SCORED, min(batch_size, data.labels.size // SCORED)
+      pick = jax.random.choice(stream(seed, MASKS), data.labels.size, shape, False)
+      scored = pixels(data.images[pick]), data.labels[pick]
+    return first_state(net, group, theta, net_state, seed, learning_rate, scored)
 
   def init(theta0, net_states, data):
     out = []
@@ -151,6 +148,22 @@ def make_init(groups: Sequence[Group], slots: Sequence[Slots], net: hk.Transform
       out.append(jax.vmap(functools.partial(one, group, data))(theta, net_state, *slot.nets))
     return out
   return jax.jit(init, out_shardings=by_net(mesh))
+
+
+def first_state(net: hk.TransformedWithState, group: Group, theta: Tree, net_state: Tree, seed: Any, learning_rate: Any,
+                scored: Any = None) -> TrainState:
+  """The state before the first step of a network that begins at θ. `scored`: images in [0, 1] [M, B, H, W, C] and labels [M, B],
+  for masks that are scored."""
+  def loss(theta, batch):   # batch statistics, as at the first step of training
+    return make_loss(net)(theta, net_state, *batch)[0]
+  def network(theta, images):
+    return net.apply(theta, net_state, None, images, False)[0]
+  first = group.first_masks(loss, network, theta, scored) if group.first_masks else None
+  phi = group.reparam.inverse(theta if group.own is None else group.own.expand(theta))
+  opt_state = group.optimizer(learning_rate, stream(seed, MASKS), first).init(phi)
+  if group.rescale:
+    phi = group.reparam.inverse(powerprop.rescaled(opt_state, group.reparam.weights(phi)))
+  return TrainState(phi, opt_state, net_state)
 
 
 def stream(seed: Any, which: int) -> jax.Array:
@@ -181,7 +194,7 @@ def pixels(images: jax.Array) -> jax.Array:
 
 def make_epoch(groups: Sequence[Group], net: hk.TransformedWithState, batch_size: int, mesh: Mesh,
                augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
-               batched: bool | None = None) -> Callable[..., Any]:
+               batched: bool | None = None, smoothing: float = 0.0) -> Callable[..., Any]:
   """The program (states, slots, data, epoch, first, last) → (states, tallies): steps first ≤ t < last of an epoch.
 
   Batch t of an epoch is the t-th slice of a permutation that depends on seed and epoch only, so all groups see the same
@@ -189,9 +202,9 @@ def make_epoch(groups: Sequence[Group], net: hk.TransformedWithState, batch_size
   donated. A tally is a mean over the steps taken, leaves [n·S] for each group.
 
   `batched`: the networks of a group train side by side, as one batched network; else one after another, without the repetitions.
-  By default as `side_by_side` says. `augment`: (key, images uint8) → images.
+  By default as `side_by_side` says. `augment`: (key, images uint8) → images. `smoothing`: of labels.
   """
-  loss_fn = make_loss(net)
+  loss_fn = make_loss(net, smoothing)
 
   def one_net(group, data, number, first, last, state, seed, learning_rate, penalty):
     tx = group.optimizer(learning_rate, stream(seed, MASKS), None)

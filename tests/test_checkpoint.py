@@ -33,8 +33,8 @@ def assert_same_bits(found, wanted):
     assert x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-def save(folder, steps, kept=2):
-  checkpoints = Checkpoints(folder, kept)
+def save(folder, steps, kept=2, background=False):
+  checkpoints = Checkpoints(folder, kept, background)
   for step in steps:
     checkpoints.save(step, make_tree(step))
   checkpoints.close()
@@ -48,10 +48,12 @@ def restore(folder, like, kept=2):
     checkpoints.close()
 
 
-def test_the_newest_comes_back_bit_by_bit_and_the_oldest_go(tmp_path):
+@pytest.mark.parametrize('background', [False, True])
+def test_the_newest_comes_back_bit_by_bit_and_the_oldest_go(tmp_path, background):
   assert restore(tmp_path, make_tree(0)) is None
-  save(tmp_path, [5, 10, 100])
+  save(tmp_path, [5, 10, 100], background=background)
   assert sorted(p.name for p in tmp_path.iterdir()) == ['10', '100']
+  assert all((folder / 'sha256.json').exists() for folder in tmp_path.iterdir())
   step, found = restore(tmp_path, make_tree(0))
   assert step == 100
   assert_same_bits(found, make_tree(100))

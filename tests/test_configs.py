@@ -14,13 +14,13 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import base, cifar_figure2, cifar_resnet, cifar_sparse, mnist_lenet5, mnist_sparse
+from configs import base, cifar_figure2, cifar_resnet, cifar_sparse, imagenet, mnist_lenet5, mnist_sparse, sweeps
 from experiments import data as datasets
-from experiments import main, supervised
+from experiments import dry_run, main, programs, streamed, supervised
 from experiments.models import MODELS
 
 FOLDER = pathlib.Path(base.__file__).parent
-NAMES = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem != '__init__')
+NAMES = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem not in ('__init__', 'sweeps'))
 COMMAND = re.compile(r'python -m experiments\.main --config=(\S+) --workdir=(\S+)')
 
 
@@ -33,6 +33,8 @@ def variants(name):
   get_config = module_of(name).get_config
   if not inspect.signature(get_config).parameters:
     return [()]
+  if name == 'imagenet':   # its 520 cells are looked at below; here one of each kind
+    return [(cell,) for cell in ('dense', 'rigl_erk_90', 'gradual_uniform_95_powerprop_5x')]
   with pytest.raises(ValueError, match="not 'no such variant'") as error:
     get_config('no such variant')
   named = re.findall(r"'(\w+)'", str(error.value).partition(' not ')[0])
@@ -44,6 +46,7 @@ ALL = [(name, *arguments) for name in NAMES for arguments in variants(name)]
 
 
 IMAGES = {'mnist': (28, 28, 1), 'fashion_mnist': (28, 28, 1), 'cifar10': (32, 32, 3)}
+STREAMED = 'imagenet', 'imagenette'
 
 
 def load(name, *variant):
@@ -71,6 +74,9 @@ def test_a_config_can_be_run(which):
   supervised.check(config)
   assert config.protocol in main.protocols() and config.dataset in datasets.DATASETS
   assert load(*which).to_dict() == config.to_dict() and load(*which) is not config
+  if config.protocol == 'streamed':
+    streamed.check(config)
+    return
 
   model = MODELS[config.model](10, config.bias_stddev)
   net = hk.transform_with_state(model.forward)
@@ -94,7 +100,7 @@ def test_a_config_can_be_run(which):
 @pytest.mark.parametrize('name', [name for name in NAMES if name != 'base'])
 def test_docstring_tells_the_command_of_every_variant(name):
   told = COMMAND.findall(module_of(name).__doc__)
-  default = load(name).to_dict()
+  default = load(name, *(['rigl_erk_90'] if name == 'imagenet' else [])).to_dict()
   shown = [path.partition(':')[2] for path, _ in told]
   assert {path.partition(':')[0] for path, _ in told} == {f'configs/{name}.py'}
   assert len({workdir for _, workdir in told}) == len(told)   # no command may end in another one's directory
@@ -102,6 +108,8 @@ def test_docstring_tells_the_command_of_every_variant(name):
   assert default in configs
   if hasattr(module_of(name), 'ALGORITHMS'):   # the commands of one algorithm stand for all
     assert shown == ['gradual', 'gradual_tuning'] and 'so for each of ALGORITHMS' in module_of(name).__doc__
+    return
+  if name == 'imagenet':   # one cell stands for all
     return
   for variant in variants(name):
     if load(name, *variant).name != 'fashion_mnist_lenet':   # it refers to mnist_lenet for its variants
@@ -133,7 +141,8 @@ NOTEBOOK = {
   'prune.figure_density': 0.1, 'prune.sampled_weights': 10_000, 'report': ('figure1',)}
 
 DEFAULTS = {
-  'protocol': 'supervised', 'augment': 'none', 'schedule': 'constant', 'weight_decay': 1e-4, 'alpha_rates': (),
+  'protocol': 'supervised', 'phi_decay': 0.0, 'label_smoothing': 0.0,
+  'augment': 'none', 'schedule': 'constant', 'weight_decay': 1e-4, 'alpha_rates': (),
   'sweep.algorithm': ('dense',),
   'sweep.sparsity': (0.0,), 'sweep.penalty': (0.0,), 'sparse.distribution': 'erk', 'sparse.dense': (), 'sparse.every_steps': 100,
   'sparse.start_share': 0.25, 'sparse.end_share': 0.75, 'sparse.drop_fraction': 0.3, 'sparse.initial_sparsity': 0.5,
@@ -247,7 +256,7 @@ def test_choices_of_rates_are_among_the_results():
     'mnist_sparse': 16, 'cifar_sparse': 4, 'cifar_resnet': 2, 'mnist_lenet5': 0, '.': 1}
 
 
-@pytest.mark.parametrize('which', [which for which in ALL if which[0] != 'base'], ids=':'.join)
+@pytest.mark.parametrize('which', [which for which in ALL if which[0] not in ('base', *STREAMED)], ids=':'.join)
 def test_settings(which):
   """Against a table by hand: a config that differs from the notebook's protocol in anything else is a mistake."""
   config = flat(load(*which))
@@ -257,7 +266,78 @@ def test_settings(which):
     np.testing.assert_allclose(config['prune.densities'], [0.01 * 100 ** (i / 19) for i in range(20)], rtol=1e-12)
     assert config['prune.densities'][-1] == 1.0
   assert config['title']
-  others = config.keys() - wanted.keys() - {'name', 'title', 'prune.densities'}
+  others = {key for key in config.keys() - wanted.keys() - {'name', 'title', 'prune.densities'} if not key.startswith('stream.')}
   assert {key: config[key] for key in others} == {
     'data_dir': '', 'momentum': 0.9, 'checkpoint_epochs': 5, 'checkpoints_kept': 2,
     'prune.recalibration_batches': 50}
+
+
+# ---- ImageNet -------------------------------------------------------------------------------------------------------
+
+RECIPE = {'protocol': 'streamed', 'model': 'resnet_50', 'batch_size': 4096, 'steps': 32_000, 'schedule': 'steps',
+          'label_smoothing': 0.1, 'sweep.optimizer': ('momentum_decay',), 'momentum': 0.9, 'weight_decay': 1e-4, 'phi_decay': 0.0,
+          'sweep.alpha': (1.0,), 'sweep.learning_rate': (1.6,), 'sparse.every_steps': 100, 'sparse.drop_fraction': 0.3,
+          'stream.image_size': 224, 'stream.classes': 1000, 'stream.compute': 'bfloat16', 'sparse.dense': ()}
+STEM = ('resnet/~/initial_conv/w',)
+
+
+@pytest.mark.parametrize(('cell', 'change', 'end'), [
+    ('dense', {'sweep.algorithm': ('dense',)}, 25_000),
+    ('dense_powerprop', {'sweep.alpha': (2.0,), 'sweep.learning_rate': (16.0,)}, 25_000),
+    ('rigl_erk_90', {'sweep.algorithm': ('rigl',), 'sweep.sparsity': (0.9,), 'sparse.distribution': 'erk'}, 25_000),
+    ('rigl_uniform_80_5x', {'sweep.algorithm': ('rigl',), 'sweep.sparsity': (0.8,), 'sparse.distribution': 'uniform',
+                            'sparse.dense': STEM, 'steps': 160_000}, 125_000),
+    ('gradual_uniform_95_1.5x', {'sweep.algorithm': ('gradual',), 'sweep.sparsity': (0.95,), 'sparse.dense': STEM,
+                                 'steps': 48_000, 'sparse.every_steps': 1500}, 37_500),
+    ('ac_dc_98_2x', {'sweep.algorithm': ('ac_dc',), 'sweep.sparsity': (0.98,), 'sparse.distribution': 'global', 'steps': 64_000},
+     50_000),
+    ('str_90', {'sweep.algorithm': ('soft_threshold',), 'sweep.sparsity': (0.0,), 'sweep.penalty': (1e-5,)}, 25_000)])
+def test_recipe(cell, change, end):
+  config = flat(load('imagenet', cell))
+  wanted = RECIPE | change
+  assert {key: config[key] for key in wanted} == wanted
+  assert round(config['sparse.end_share'] * config['steps']) == end
+  assert round(config['sparse.start_share'] * config['steps']) == end * 10 // 25
+
+
+def test_every_cell_has_a_config_and_published_numbers_are_of_cells():
+  assert sweeps.CELLS.keys() == imagenet.CELLS.keys() and len(sweeps.CELLS) == 16 * 4 * 2 * 4 + 8
+  assert sweeps.PUBLISHED.keys() <= sweeps.CELLS.keys() and len(sweeps.PUBLISHED) == 45
+  assert all(load('imagenet', cell).name == f'imagenet_{cell}' for cell in sweeps.CELLS)
+  with pytest.raises(ValueError, match=r'imagenet has the cells ROW_SPARSITY.*, and dense; not .rigl_90.'):
+    load('imagenet', 'rigl_90')
+
+
+@pytest.fixture(scope='module')
+def resnet():
+  """Shapes and costs, once for all cells."""
+  setting = programs.prepare(load('imagenet', 'dense'))
+  return setting, jax.eval_shape(lambda: programs.first_weights(setting.net, (224, 224, 3), 0))[0]
+
+
+ONE_EACH = [f'{row}_90_powerprop' for row in imagenet.ROWS]
+
+
+@pytest.mark.parametrize('cell', [
+    pytest.param(cell, marks=[] if cell in ONE_EACH[::4] else [pytest.mark.slow]) for cell in imagenet.CELLS if cell[-1] != 'x'])
+def test_every_cell_is_built_by_shape(cell, resnet):
+  """As --dry_run does, and with an update of the optimiser; those of longer training have the same shapes."""
+  config, (setting, theta) = load('imagenet', cell), resnet
+  (group,) = supervised.make_groups(config)
+  streamed.check(config)
+  setting = setting._replace(config=config, group=group)
+  if not group.first_masks:
+    phi = jax.eval_shape(group.reparam.inverse, theta if group.own is None else jax.eval_shape(group.own.expand, theta))
+    tx = group.optimizer(1.6, jax.random.key(0), None)
+    updates, _ = jax.eval_shape(lambda p: tx.update(p, tx.init(p), p), phi)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, phi)
+  config.steps = 64   # the timeline of the masks, in few updates
+  config.sparse.every_steps = 8
+  plan = dry_run.phases(setting, theta)
+  assert sum(phase.steps for phase in plan) == 64
+  sparsity = imagenet.CELLS[cell][1] / 100
+  if group.sparse:
+    kept = sum(plan[-1].forward.get(name, 1.0) * setting.costs.sizes[name] for name in dry_run.weights_of(theta))
+    of = sum(setting.costs.sizes[name] for name in dry_run.weights_of(theta) if name not in config.sparse.dense)
+    dense = sum(setting.costs.sizes[name] for name in config.sparse.dense)
+    assert abs((kept - dense) / of - (1 - sparsity)) < 1e-4

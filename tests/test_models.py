@@ -31,12 +31,16 @@ PARAMETERS = {
   ('resnet_18', COLOUR): 11_173_962,
   ('wide_resnet_22_2', COLOUR): 1_079_642,
   ('wide_resnet_16_8', COLOUR): 10_961_370,  # 11.0 M in Zagoruyko and Komodakis' table 4
+  ('resnet_50', COLOUR): 23_528_522,  # 25,557,032 for 1,000 classes, less 990 · 2,049
+  ('resnet_50_eighth', COLOUR): 376_722,
 }
 LAYERS = {  # convolutional and dense ones, 1×1 shortcuts included
   'lenet_300_100': 3, 'lenet_5': 4, 'conv_16_32_64': 4, 'conv_32_64_128': 4, 'alexnet_small': 8,
   'resnet_20': 20, 'resnet_18': 21, 'wide_resnet_22_2': 23, 'wide_resnet_16_8': 17,
+  'resnet_50': 54, 'resnet_50_eighth': 54,   # 1 + 16 · 3 + 4 + 1
 }
-BATCH_NORMS = {'resnet_20': 19, 'resnet_18': 20, 'wide_resnet_22_2': 19, 'wide_resnet_16_8': 13}
+BATCH_NORMS = {'resnet_20': 19, 'resnet_18': 20, 'wide_resnet_22_2': 19, 'wide_resnet_16_8': 13,
+               'resnet_50': 53, 'resnet_50_eighth': 53}
 # Cheap enough to be compiled and run.
 SMALL = {'lenet_5': models.lenet_5, 'conv_16_32_64': MODELS['conv_16_32_64'],
          'resnet_8': functools.partial(models.resnet, (8, 16), 1, False),

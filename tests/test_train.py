@@ -186,6 +186,18 @@ def test_live_weights_may_start_with_the_norm_of_their_layer():
     np.testing.assert_allclose(theta[1], factor * theta[0], rtol=1e-5)
 
 
+def test_smoothed_labels():
+  """Cross-entropy of labels of which a tenth is spread over all classes, in float64."""
+  net = as_net(lambda x, is_training: hk.Linear(3, w_init=hk.initializers.RandomNormal(2.0))(hk.Flatten()(x)))
+  images, labels = np.random.default_rng(0).random((5, 2, 2, 1), np.float32), np.array([0, 1, 2, 2, 0])
+  theta, state = net.init(jax.random.key(0), images, True)
+  loss, _ = train.make_loss(net, 0.1)(theta, state, images, labels)
+  logits = images.reshape(5, 4).astype(np.float64) @ np.asarray(theta['linear']['w'], np.float64)
+  log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+  wanted = -((0.9 * np.eye(3)[labels] + 0.1 / 3) * log_p).sum(1).mean()
+  np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+
+
 # ---- batches -------------------------------------------------------------------------------------------------------
 
 ONE_HOT = 30   # images of one pixel each: the rows of a linear layer that move tell which images were used

@@ -1,0 +1,60 @@
+"""The photographs of a run: opened by its config, shared between hosts, and the odd ones among them counted and named."""
+import os
+import pathlib
+import warnings
+from typing import NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from experiments.data import images
+from experiments.errors import UserError
+from experiments.progress import say
+
+
+class Loads(NamedTuple):
+  """What is read: the images of the training split, and which of them are for training and for validation; those of the test."""
+  load: images.Load
+  train: np.ndarray
+  validation: np.ndarray
+  test_load: images.Load
+  test: np.ndarray
+
+
+def open_images(config: ml_collections.ConfigDict) -> Loads:
+  """Raises DataError where there are none, or a set of another number of classes."""
+  stream, around = config.stream, os.environ.get('POWERPROP_DATA')
+  if not (config.data_dir or around):
+    raise UserError('photographs are needed: --config.data_dir=DIRECTORY, or the folder imagenet in $POWERPROP_DATA.')
+  root = pathlib.Path(config.data_dir or f'{around}/imagenet')
+  loads = []
+  for split in ('train', 'validation'):
+    source = images.open_source(root, split)
+    if source.classes != stream.classes:
+      raise UserError(f'config.stream.classes is {stream.classes}, and there are {source.described}.')
+    loads.append(images.Load(source, stream.image_size, stream.on_damage))
+    say(f'{split}: {source.described}')
+  train_on, validate_on = images.divide(len(loads[0].source), stream.held_out)
+  if len(train_on) < config.batch_size:
+    raise UserError(f'config.batch_size must be at most the {len(train_on):,} images for training, got {config.batch_size}.')
+  return Loads(loads[0], train_on, validate_on, loads[1], np.arange(len(loads[1].source), dtype=np.int32))
+
+
+def hosts() -> dict[str, int]:
+  return {'host': jax.process_index(), 'hosts': jax.process_count()}
+
+
+class Odd:
+  """Counts images that were not read as they should be, and names each once."""
+
+  def __init__(self, load: images.Load):
+    self._load, self._named, self.counts = load, set[int](), {images.CONVERTED: 0, images.REPLACED: 0}
+
+  def see(self, batch: images.Batch) -> None:
+    for index, odd in zip(batch.index[batch.odd > 0].tolist(), batch.odd[batch.odd > 0].tolist(), strict=True):
+      self.counts[odd] += 1
+      if index not in self._named:
+        self._named.add(index)
+        told = 'is no JPEG in grey or YCbCr, and read by Pillow' if odd == images.CONVERTED else 'cannot be read, and left out'
+        warnings.warn(f'{self._load.source.name(index)} {told}.', stacklevel=2)

@@ -1,0 +1,95 @@
+"""Accuracies of one network on photographs: while it trains, and pruned in every way when it has. Never trains."""
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import evaluate, supervised, train
+from experiments.data import images
+from experiments.photographs import Loads, hosts
+from experiments.programs import Hits, Setting, everywhere, first_weights, make_score, to_devices
+from experiments.progress import say
+from experiments.results import TRAINED
+from powerprop import masks
+from powerprop.reparam import Tree
+
+
+class Evaluator:
+  """Accuracies of weights on whole splits."""
+
+  def __init__(self, setting: Setting, loads: Loads):
+    self._setting, self._loads, self._score = setting, loads, make_score(setting)
+    self._final = jax.jit(lambda state: final_weights(setting.group, state))
+
+  def scores(self, state: train.TrainState) -> dict[str, float]:
+    """On the images held out from training, or on the test split where there are none."""
+    part = 'validation' if len(self._loads.validation) else 'test'
+    hits = self.on(part, self._final(state), state.net_state)
+    n = int(hits.images)
+    return {'accuracy': int(hits.first) / n, 'top_five': int(hits.fifth) / n, 'loss': float(hits.loss) / n}
+
+  def on(self, part: str, theta: Tree, net_state: Tree) -> Hits:
+    loads, config, total = self._loads, self._setting.config, None
+    load, indices = (loads.load, loads.validation) if part == 'validation' else (loads.test_load, loads.test)
+    batches = images.evaluation_batches(load, indices, config.batch_size, **hosts(), workers=config.stream.workers)
+    for _, batch in to_devices(batches, self._setting.mesh):
+      hits = self._score(theta, net_state, batch.images, batch.labels)
+      total = hits if total is None else jax.tree.map(jnp.add, total, hits)
+    return Hits(*(np.zeros(()) for _ in Hits._fields)) if total is None else jax.tree.map(np.asarray, total)
+
+
+def final_weights(group: train.Group, state: train.TrainState) -> Tree:
+  """θ as the network sees it."""
+  theta, trained = train.final_weights(group, state.phi), train.final_masks(group, state)
+  return theta if trained is None else masks.apply(trained, theta)
+
+
+def final_evaluation(setting: Setting, loads: Loads, state: train.TrainState) -> dict[str, Any]:
+  """What `supervised.workdir_files` wants of a group: accuracies at the sparsity that was trained, or at all densities."""
+  config, group, mesh = setting.config, setting.group, setting.mesh
+  scopes, prune = supervised.scopes_of(group, config), config.prune
+  whole = everywhere(mesh)
+  shape = config.stream.image_size, config.stream.image_size, 3
+  before = jax.jit(lambda: first_weights(setting.net, shape, int(setting.nets.seed[0]))[0], out_shardings=whole)()
+  after, trained = jax.jit(lambda s: (train.final_weights(group, s.phi), train.final_masks(group, s)), out_shardings=whole)(state)
+  counts = evaluate.layer_counts(before, prune.densities, setting.model.output_layer, prune.output_factor)
+  (figure,) = evaluate.layer_counts(before, [prune.figure_density], setting.model.output_layer, prune.output_factor)
+  select = jax.jit(evaluate.select, static_argnums=2, out_shardings=whole)
+  survivors = select(after, figure, 'layer') if trained is None else trained
+  overlap = jax.jit(masks.overlap)
+  evaluator, recalibrate = Evaluator(setting, loads), make_recalibrate(setting, loads)
+
+  def measure(scope, mask, start):
+    pruned = masks.apply(mask, after)
+    net_state = recalibrate(pruned, state.net_state) if scope.endswith('recalibrated') else state.net_state
+    hits = {part: int(evaluator.on(part, pruned, net_state).first) for part in ('validation', 'test')}
+    kept = sum(int(jnp.sum(m)) for m in jax.tree.leaves(mask))
+    say(f'evaluated {scope}: {kept:,} weights kept')
+    return kept, float(overlap(start, mask)), hits['validation'], hits['test']
+
+  if scopes == (TRAINED,):
+    table = [[measure(TRAINED, trained, select(before, jax.jit(masks.counts)(trained), 'layer'))]]
+  else:
+    table = [[measure(scope, select(after, k, scope), select(before, k, scope)) for k in counts] for scope in scopes]
+  kept, overlaps, validation, test = (np.array([[[cell[i] for cell in row] for row in table]]) for i in range(4))
+  statistics = jax.tree.map(np.asarray, jax.jit(evaluate.weight_statistics)(before, after, survivors))
+  finite = np.array([all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(after))])
+  found = evaluate.Evaluation(kept, overlaps, validation, test, finite, {k: v[None] for k, v in statistics.items()})
+  return {'evaluation': found, 'sample': evaluate.sample_weights(before, after, survivors, prune.sampled_weights),
+          'kept': {} if trained is None else jax.tree.map(lambda n: np.asarray(n)[None], jax.jit(masks.counts)(trained)),
+          'weights': sum(x.size for x in jax.tree.leaves(survivors))}
+
+
+def make_recalibrate(setting: Setting, loads: Loads) -> Callable[[Tree, Tree], Tree]:
+  """(θ, network state) → the state after `prune.recalibration_batches` training batches: averages of these weights."""
+  config = setting.config
+  one = jax.jit(lambda theta, net_state, x: setting.net.apply(theta, net_state, None, train.pixels(x), True)[1])
+
+  def recalibrate(theta: Tree, net_state: Tree) -> Tree:
+    batches = images.train_batches(loads.load, loads.train, config.batch_size, 0, **hosts())
+    for _, (_, batch) in zip(range(config.prune.recalibration_batches), to_devices(batches, setting.mesh), strict=False):
+      net_state = one(theta, net_state, batch.images)
+    return net_state
+  return recalibrate
