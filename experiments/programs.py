@@ -134,7 +134,6 @@ def to_devices(batches: Iterator[images.Batch], mesh: Mesh, ahead: int = 2) -> I
   """Each batch as it is on this host, and its images and labels on the devices, sent some batches before they are wanted."""
   def send(batch: images.Batch) -> tuple[images.Batch, images.Batch]:
     put = functools.partial(jax.make_array_from_process_local_data, by_image(mesh))
-    # The host's memory is not kept for long: worker processes use it again.
     return batch._replace(images=None), batch._replace(images=put(batch.images), labels=put(batch.labels))
   waiting: collections.deque[Any] = collections.deque()
   for batch in batches:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import thresholds, training
+from benchmarks import photographs, thresholds, training
 from benchmarks.paired import Times, per, ratio, row, take_turns
 from configs import mnist_lenet
+from experiments.data import jpeg
 from experiments.train import Batches
 from powerprop import powerpropagation
 
@@ -54,6 +55,18 @@ def test_python_loop_trains_the_networks_of_the_sweep():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), one_program, by_steps.phi)
   different = {float(np.sum(np.abs(state.phi['mlp/~/linear_0']['w']))) for state in by_loop}
   assert len(different) == 4
+
+
+def test_both_ways_of_reading_a_photograph_see_the_same():
+  """What Pillow makes of crops of noise, and what is decoded at a part of the size: alike but for how they smooth."""
+  for package in ('PIL', 'simplejpeg', 'cv2'):
+    pytest.importorskip(package)
+  (data,) = photographs.make(1)
+  assert 30_000 < len(data) < 120_000
+  for box in (jpeg.Box(10, 20, 300, 400), jpeg.Box(100, 50, 224, 224)):
+    ours, theirs = (np.float64(read(data, box)) for read in (photographs.by_ours, photographs.by_pillow))
+    assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.98
+    assert abs(ours.mean() - theirs.mean()) < 1
 
 
 def test_every_function_has_its_turns_in_alternating_order():

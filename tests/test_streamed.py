@@ -124,7 +124,8 @@ def test_goes_on_to_the_same_numbers(finished, tree, cache, tmp_path, when):
     out, err = ended(start(tree, mine, cache))
     assert 'goes on from step 8' in out and 'cannot be read' in err
   else:
-    process = start(tree, mine, cache, **{'stream.log_steps': 1})
+    workers = 0 if when == 'killed' else 2   # and after it the other way round
+    process = start(tree, mine, cache, **{'stream.log_steps': 1, 'stream.workers': workers})
     while not ((mine / 'metrics.jsonl').exists() and len(records_so_far(mine)) >= 2):
       assert process.poll() is None
       time.sleep(0.01)
@@ -134,7 +135,7 @@ def test_goes_on_to_the_same_numbers(finished, tree, cache, tmp_path, when):
     assert process.returncode in ((-signal.SIGKILL, 0) if when == 'killed' else (143, 0)), out + err
     if process.returncode == 143:
       assert 'stopped by a signal after step' in out
-    ended(start(tree, mine, cache, **{'stream.log_steps': 1}))
+    ended(start(tree, mine, cache, **{'stream.log_steps': 1, 'stream.workers': 2 - workers}))
   assert rows(mine) == rows(workdir)
   (ours,), (theirs,) = rows(mine, 'statistics'), rows(workdir, 'statistics')   # operations: sums of other parts
   assert float(ours.pop('training_operations')) == pytest.approx(float(theirs.pop('training_operations')), rel=1e-6)
