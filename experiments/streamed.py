@@ -57,7 +57,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   found = final_evaluation(setting, loads, state)
   finished = time.monotonic()
   if jax.process_index() == 0:
-    sizes = {'validation': max(1, len(loads.validation)), 'test': len(loads.test)}
+    # Without images held out there is no accuracy on them: NaN.
+    sizes = {'validation': len(loads.validation) or float('nan'), 'test': len(loads.test)}
     shares = supervised.shares_of_dense(config.steps, setting.costs, np.array([[spent]]), [found])
     supervised.workdir_files(config, setting.nets, sizes, workdir, [setting.group], [found], shares)
     supervised.write_run(workdir, origin | {'data': loads.load.source.described},
@@ -109,6 +110,7 @@ def fit(setting: Setting, loads: Loads, workdir: pathlib.Path) -> tuple[train.Tr
   batches = programs.to_devices(images.train_batches(loads.load, loads.train, config.batch_size, seed, done, **hosts(),
                                                      workers=stream.workers), mesh)
   flying: collections.deque[jax.Array] = collections.deque()
+  stopping, step = False, done
   say('compiling; then progress.')
   for step in range(done + 1, config.steps + 1):
     trace.begin(step)

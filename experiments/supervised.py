@@ -388,7 +388,7 @@ def scopes_of(group: train.Group, config: ml_collections.ConfigDict) -> tuple[st
   return (TRAINED,) if group.sparse or (group.own and group.own.zeros) else tuple(config.prune.scopes)
 
 
-def workdir_files(config: ml_collections.ConfigDict, nets: train.Nets, sizes: Mapping[str, int], workdir: pathlib.Path,
+def workdir_files(config: ml_collections.ConfigDict, nets: train.Nets, sizes: Mapping[str, float], workdir: pathlib.Path,
                   groups: Sequence[train.Group], outcome: Sequence[dict[str, Any]],
                   shares_of_dense: Sequence[dict[str, list[float]]]) -> None:
   """results.csv, overlap.csv, statistics.csv and weights.npz: everything that the report is made of. `sizes`: numbers of images

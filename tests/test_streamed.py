@@ -110,14 +110,18 @@ def test_a_run_leaves_everything(finished):
   assert 'step 12/12' in out
 
 
-@pytest.mark.parametrize('when', ['killed', 'asked to stop', 'damaged'])
+@pytest.mark.parametrize('when', ['killed', 'killed at the end', 'asked to stop', 'damaged'])
 def test_goes_on_to_the_same_numbers(finished, tree, cache, tmp_path, when):
   workdir, _, _ = finished
   mine = tmp_path / 'run'
-  if when == 'damaged':
+  if when in ('damaged', 'killed at the end'):
     shutil.copytree(workdir, mine)
     for name in ('run.json', 'results.csv'):
       (mine / name).unlink()
+  if when == 'killed at the end':
+    out, _ = ended(start(tree, mine, cache))
+    assert 'goes on from step 12' in out
+  elif when == 'damaged':
     newest = max((path for path in (mine / 'checkpoints' / '12').rglob('*') if path.is_file() and path.name != 'sha256.json'),
                  key=lambda path: path.stat().st_size)
     newest.write_bytes(bytes(len(newest.read_bytes())))
@@ -184,6 +188,8 @@ def test_photographs_that_cannot_be_read(tree, cache, tmp_path):
   _, err = ended(start(tmp_path / 'tree', tmp_path / 'b', cache, **{'stream.held_out': 0, 'stream.on_damage': 'skip'}))
   assert f'{CLASSES[0]}_5.JPEG cannot be read, and left out' in err
   assert records(tmp_path / 'b')[-1]['replaced_images'] > 0
+  (row,) = rows(tmp_path / 'b')   # no image was held out
+  assert row['validation_accuracy'] == 'nan' and 0 <= float(row['test_accuracy']) <= 1
 
 
 @pytest.mark.parametrize(('change', 'message'), [
