@@ -176,7 +176,7 @@ def test_side_by_side_as_one_after_another(data_dir, tmp_path):
   ('sparse.entry', -0.5, 'config.sparse.entry must be at least 0, got -0.5.'),
   ('sparse.backward_factor', 0.5, 'config.sparse.backward_factor must be at least 1, got 0.5.'),
   ('sparse.every_steps', 0, 'config.sparse.every_steps must be positive, got 0.'),
-  ('schedule', 'linear', "config.schedule must be one of ['constant', 'cosine'], got 'linear'."),
+  ('schedule', 'linear', "config.schedule must be one of ['constant', 'cosine', 'steps'], got 'linear'."),
   ('augment', 'flip', "config.augment must be one of ['crop_and_flip', 'none'], got 'flip'."),
   ('alpha_rates', (0.1, 0.2), 'config.alpha_rates must be (), or a positive number for each of sweep.alpha and '
    'sweep.learning_rate a single one, got (0.1, 0.2).')])

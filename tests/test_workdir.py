@@ -121,11 +121,12 @@ def every_key(tree, prefix=''):
 
 @pytest.mark.parametrize('key, value', list(every_key(base.get_config())))
 def test_every_key_binds_but_those_that_change_no_number(tmp_path, key, value):
-  other = {str: 'other', int: 7, float: 0.7, tuple: (0.7,)}[type(value)]
+  other = {str: 'other', int: 7, float: 0.7, tuple: (0.7,), bool: True}[type(value)]
   config = base.get_config()
   workdirs.bind(tmp_path, config)
   config.update_from_flattened_dict({key: other})
-  if key in ('title', 'data_dir', 'report', 'checkpoint_epochs', 'checkpoints_kept'):
+  if key in ('title', 'data_dir', 'report', 'checkpoint_epochs', 'checkpoints_kept', 'stream.workers', 'stream.shards',
+             'stream.log_steps', 'stream.checkpoint_steps', 'stream.evaluate_steps', 'stream.profile_steps', 'stream.peak_flops'):
     workdirs.bind(tmp_path, config)
     assert json.loads((tmp_path / 'config.json').read_text())[key] == (list(other) if isinstance(other, tuple) else other)
   else:
