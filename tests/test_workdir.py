@@ -1,5 +1,6 @@
 """A run's directory: whole files, one run at a time, one config for ever, metrics that survive a kill."""
 import csv
+import functools
 import json
 import math
 import os
@@ -128,7 +129,8 @@ def test_every_key_binds_but_those_that_change_no_number(tmp_path, key, value):
   if key in ('title', 'data_dir', 'report', 'checkpoint_epochs', 'checkpoints_kept', 'stream.workers', 'stream.shards',
              'stream.log_steps', 'stream.checkpoint_steps', 'stream.evaluate_steps', 'stream.profile_steps', 'stream.peak_flops'):
     workdirs.bind(tmp_path, config)
-    assert json.loads((tmp_path / 'config.json').read_text())[key] == (list(other) if isinstance(other, tuple) else other)
+    kept = functools.reduce(lambda tree, name: tree[name], key.split('.'), json.loads((tmp_path / 'config.json').read_text()))
+    assert kept == (list(other) if isinstance(other, tuple) else other)
   else:
     with pytest.raises(UserError, match=re.escape(f'config.{key} is ')):
       workdirs.bind(tmp_path, config)
