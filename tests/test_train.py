@@ -240,14 +240,14 @@ def test_batches_are_slices_of_a_permutation():
 
 
 def test_the_same_network_by_every_road():
-  """After 200 steps: alone or among five, one after another or batched with repetitions, on one device, two or eight."""
+  """After 100 steps: alone or among five, one after another or batched with repetitions, on one device, two or eight."""
   # Adam's first steps are of the size of the rate whatever the gradient is: a small one, or rounding decides of signs.
   groups = [make_group(2.0), make_group(1.375, 'backpropagation', chain=lambda rate: optax.adam(1e-3 * rate))]
   data, seeds = make_images(count=244, seed=1), [0, 1, 2, 3, 4]
 
   def trained(seeds, **how):
     run = Run(groups, make_nets(seeds), data, **how)
-    losses = [np.stack(run.steps(epoch, 0, 20)) for epoch in range(10)]
+    losses = [np.stack(run.steps(epoch, 0, 20)) for epoch in range(5)]
     return run.phi(), np.stack(losses)
 
   phi, losses = trained(seeds)
@@ -255,8 +255,9 @@ def test_the_same_network_by_every_road():
   everyone, fourth = slice(None), slice(3, 4)
   for how, some in [({'batched': True, 'devices': 2}, everyone), ({'devices': 8}, everyone), ({}, fourth)]:
     other, their_losses = trained(seeds[some], **how)
-    # Sums in another order differ in the last bit, and training amplifies that: to some 1e-7 in so few steps.
-    jax.tree.map(lambda x, y, some=some: np.testing.assert_allclose(y, x[some], rtol=0, atol=1e-5), phi, other)
+    # Sums in another order differ in the last bit, and training amplifies that: to 2e-7 in so few steps. After 200 one unit may
+    # lie on the other side of its ReLU for one image, as on one kind of CPU under JAX 0.12, and differs by 4e-5.
+    jax.tree.map(lambda x, y, some=some: np.testing.assert_allclose(y, x[some], rtol=0, atol=1e-6), phi, other)
     np.testing.assert_allclose(their_losses, losses[:, :, some], rtol=0, atol=1e-5)
 
 
