@@ -90,6 +90,11 @@ class Checkpoints:
       raise UserError(f'no checkpoint in {self._directory} can be read (tried {steps}); delete it to start over.')
     return None
 
+  def drop_after(self, step: int) -> None:
+    """Deletes checkpoints of later steps, which a run that goes on from `step` makes anew: Orbax saves none before its newest."""
+    for later in [s for s in self._manager.all_steps() if s > step]:
+      self._manager.delete(later)
+
   def close(self) -> None:
     self._sign()
     self._manager.close()

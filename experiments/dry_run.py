@@ -23,13 +23,12 @@ SURROGATE = 100, 100   # of the leaf on which masks are tried: densities in step
 def describe(config: ml_collections.ConfigDict) -> str:
   """Lines for a reader, and a table of the layers as Markdown."""
   setting = programs.prepare(config)
-  theta, _ = jax.eval_shape(lambda: programs.first_weights(setting.net, (config.stream.image_size,) * 2 + (3,), 0))
-  running = jax.eval_shape(programs.make_first(setting), programs.scored_shapes(setting))
+  theta, _ = jax.eval_shape(lambda: programs.first_weights(setting.net, programs.image_shape(setting), 0))
   size, devices = sum(math.prod(x.shape) for x in jax.tree.leaves(theta)), jax.device_count()
   plan = phases(setting, theta)
   images, dense = config.steps * config.batch_size, config.steps * flops.training_step(setting.costs)
   spent = flops.training(setting.costs, plan)
-  state, gradients = bytes_a_device(running.state, setting), bytes_a_device(running.state.phi, setting)
+  state, gradients = (bytes_a_device(tree, setting) for tree in (setting.shapes.state, setting.shapes.state.phi))
   lines = [
       f'{config.name}: {supervised.group_name(setting.group, config)}, {setting.group.axes["algorithm"]}',
       f'{size:,} parameters, {sum(setting.costs.sizes[name] for name in weights_of(theta)):,} of them weights',

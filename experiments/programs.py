@@ -56,7 +56,7 @@ class Setting(NamedTuple):
   net: hk.TransformedWithState
   mesh: Mesh
   costs: flops.Costs         # of a forward pass of one batch
-  classes: int
+  shapes: Any                # of `Running`; None before they are known
 
 
 def prepare(config: ml_collections.ConfigDict) -> Setting:
@@ -71,7 +71,8 @@ def prepare(config: ml_collections.ConfigDict) -> Setting:
   theta, net_state = jax.eval_shape(functools.partial(first_weights, net, shape), 0)
   batch = jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32)
   costs = flops.count(lambda p, s, x: net.apply(p, s, None, x, True)[0], theta, net_state, batch)
-  return Setting(config, group, supervised.make_nets(config), model, net, mesh, costs, stream.classes)
+  setting = Setting(config, group, supervised.make_nets(config), model, net, mesh, costs, None)
+  return setting._replace(shapes=jax.eval_shape(functools.partial(begin, setting), scored_shapes(setting)))
 
 
 def in_precision(forward: Callable[..., jax.Array], compute: Any) -> Callable[..., jax.Array]:
@@ -153,29 +154,40 @@ def in_checkpoints(state: train.TrainState, mesh: Mesh) -> tuple[Callable[[Any],
   return (jax.jit(to, out_shardings=layout(jax.eval_shape(to, state), mesh)), jax.jit(back, out_shardings=layout(state, mesh)))
 
 
-
 # ---- programs -------------------------------------------------------------------------------------------------------
 
 
-def make_first(setting: Setting) -> Callable[..., Running]:
-  """The program (images [M, B, S, S, 3], labels [M, B], or None where no masks are scored) → the state before the first step."""
-  config, net, group = setting.config, setting.net, setting.group
-  shape = config.stream.image_size, config.stream.image_size, 3
-  seed, rate = int(setting.nets.seed[0]), float(setting.nets.learning_rate[0])
-
-  def first(scored):
-    theta, net_state = first_weights(net, shape, seed)
-    scored = scored and (train.pixels(scored[0]), scored[1])
-    state = train.first_state(net, group, theta, net_state, seed, rate, scored)
-    return Running(state, no_tally(group, state), Guard(jnp.int32(-1), jnp.zeros(len(jax.tree.leaves(state.phi)), bool)))
-  # It runs once. On CPUs LLVM would take minutes over the drawing of a ResNet-50's weights, whose small loops it unrolls.
-  quick = {'xla_backend_optimization_level': 0} if setting.mesh.devices.flat[0].platform == 'cpu' else {}
-  places = layout(jax.eval_shape(first, scored_shapes(setting)), setting.mesh)
-  return jax.jit(first, out_shardings=places, compiler_options=quick)
+def image_shape(setting: Setting) -> tuple[int, int, int]:
+  return setting.config.stream.image_size, setting.config.stream.image_size, 3
 
 
-def no_tally(group: train.Group, state: train.TrainState) -> train.Tally:
-  return jax.tree.map(jnp.zeros_like, train.tally(group, state, 0))
+def begin(setting: Setting, scored: Any) -> Running:
+  """The state before the first step. `scored`: images uint8 [M, B, S, S, 3] and labels [M, B], or None where none are."""
+  group, seed = setting.group, int(setting.nets.seed[0])
+  theta, net_state = first_weights(setting.net, image_shape(setting), seed)
+  scored = scored and (train.pixels(scored[0]), scored[1])
+  state = train.first_state(setting.net, group, theta, net_state, seed, float(setting.nets.learning_rate[0]), scored)
+  tally = jax.tree.map(jnp.zeros_like, train.tally(group, state, 0))
+  return Running(state, tally, Guard(jnp.int32(-1), jnp.zeros(len(jax.tree.leaves(state.phi)), bool)))
+
+
+def once(setting: Setting) -> dict[str, Any]:
+  """Options for programs that draw weights: they run once, and on CPUs LLVM would take minutes over those of a ResNet-50, whose
+  small loops it unrolls."""
+  return {'xla_backend_optimization_level': 0} if setting.mesh.devices.flat[0].platform == 'cpu' else {}
+
+
+def make_first(setting: Setting) -> Callable[[Any], Running]:
+  """The program `begin`."""
+  places = layout(setting.shapes, setting.mesh)
+  return jax.jit(functools.partial(begin, setting), out_shardings=places, compiler_options=once(setting))
+
+
+def make_weights(setting: Setting) -> Callable[[], Tree]:
+  """The program () → θ before the first step, on every device."""
+  def weights():
+    return first_weights(setting.net, image_shape(setting), int(setting.nets.seed[0]))[0]
+  return jax.jit(weights, out_shardings=everywhere(setting.mesh), compiler_options=once(setting))
 
 
 def make_step(setting: Setting) -> Callable[..., tuple[Running, jax.Array]]:
@@ -193,8 +205,7 @@ def make_step(setting: Setting) -> Callable[..., tuple[Running, jax.Array]]:
     first = (running.guard.step < 0) & ~(jnp.isfinite(loss) & jnp.all(fine))
     guard = Guard(jnp.where(first, n + 1, running.guard.step), jnp.where(first, ~fine, running.guard.leaves))
     return Running(state, jax.tree.map(jnp.add, running.tally, now._replace(loss=loss)), guard), loss
-  shapes = jax.eval_shape(make_first(setting), scored_shapes(setting))
-  places = layout(shapes, setting.mesh)
+  places = layout(setting.shapes, setting.mesh)
   whole, mapped = everywhere(setting.mesh), by_image(setting.mesh)
   return jax.jit(step, donate_argnums=0, in_shardings=(places, whole, mapped, mapped), out_shardings=(places, whole))
 
@@ -203,7 +214,7 @@ def make_cut(setting: Setting) -> Callable[[Running], tuple[Running, Sums]]:
   """The program running → running with its sums at 0, and the sums."""
   def cut(running):
     return running._replace(tally=jax.tree.map(jnp.zeros_like, running.tally)), Sums(running.tally, running.guard)
-  places = layout(jax.eval_shape(make_first(setting), scored_shapes(setting)), setting.mesh)
+  places = layout(setting.shapes, setting.mesh)
   return jax.jit(cut, donate_argnums=0, in_shardings=(places,), out_shardings=(places, everywhere(setting.mesh)))
 
 

@@ -104,7 +104,7 @@ def fit(setting: Setting, loads: Loads, workdir: pathlib.Path) -> tuple[train.Tr
     done, running = found[0], running._replace(state=scatter(found[1]))
     say(f'goes on from step {done:,}.')
   log = Log(setting, workdir, done, photographs.Odd(loads.load))
-  best = Best(workdir / 'best', stream.evaluate_steps > 0, log.best)
+  best = Best(workdir / 'best', stream.evaluate_steps > 0, log.best, done)
   evaluator, stop, trace = Evaluator(setting, loads), Stop(), Trace(workdir / 'profile', done + 10, stream.profile_steps)
   one_step, cut = programs.make_step(setting), programs.make_cut(setting)
   batches = programs.to_devices(images.train_batches(loads.load, loads.train, config.batch_size, seed, done, **hosts(),
@@ -135,9 +135,9 @@ def fit(setting: Setting, loads: Loads, workdir: pathlib.Path) -> tuple[train.Tr
       log.restart()
     if stopping:
       break
-  for part in (checkpoints, best, log):
+  for part in (checkpoints, best, log, trace, stop):
     part.close()
-  if stopping and step < config.steps:
+  if stopping:
     say(f'stopped by a signal after step {step:,}; the same command goes on from there.')
     raise SystemExit(128 + signal.SIGTERM)
   return running.state, log.spent, log.seconds
@@ -154,8 +154,9 @@ class Log:
     self._progress = Progress(setting.config.steps, done, 1, last.get('seconds', 0.0))
     self._pending: tuple[int, int, programs.Sums, float, float] | None = None
     self._scores: dict[str, float] = {}
-    phi = jax.eval_shape(programs.make_first(setting), programs.scored_shapes(setting)).state.phi
-    self._leaves = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(phi)]
+    if jax.process_count() > 1:   # the file is the first host's; all decide alike on what is the best
+      self.best = float(multihost_utils.broadcast_one_to_all(np.float32(self.best)))
+    self._leaves = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(setting.shapes.state.phi)]
     self._since, self._waited = done, 0.0
     self.restart()
 
@@ -249,11 +250,15 @@ class Stop:
 
   def __init__(self) -> None:
     self._asked = False
-    if jax.process_count() == 1:
-      signal.signal(signal.SIGTERM, self._handle)
+    self._before = signal.signal(signal.SIGTERM, self._handle) if jax.process_count() == 1 else None
 
   def _handle(self, *_: Any) -> None:
     self._asked = True
+
+  def close(self) -> None:
+    """What comes after training has no checkpoints, and may be ended by the signal."""
+    if self._before is not None:
+      signal.signal(signal.SIGTERM, self._before)
 
   def asked(self, step: int) -> bool:
     return self._asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)
@@ -263,23 +268,31 @@ class Trace:
   """A profile of some steps, for TensorBoard or Perfetto."""
 
   def __init__(self, folder: pathlib.Path, first: int, steps: int):
-    self._folder, self._first, self._steps = folder, first, steps
+    self._folder, self._first, self._steps, self._on = folder, first, steps, False
 
   def begin(self, step: int) -> None:
     if self._steps and step == self._first:
       jax.profiler.start_trace(str(self._folder))
+      self._on = True
 
   def end(self, step: int, loss: jax.Array) -> None:
-    if self._steps and step == self._first + self._steps - 1:
+    if step == self._first + self._steps - 1:
       loss.block_until_ready()
+      self.close()
+
+  def close(self) -> None:
+    if self._on:
       jax.profiler.stop_trace()
+      self._on = False
 
 
 class Best:
   """The network of the highest accuracy so far, in a directory of its own."""
 
-  def __init__(self, directory: pathlib.Path, wanted: bool, score: float):
+  def __init__(self, directory: pathlib.Path, wanted: bool, score: float, done: int):
     self._score, self._checkpoints = score, Checkpoints(directory, 1) if wanted else None
+    if self._checkpoints:
+      self._checkpoints.drop_after(done)
 
   def offer(self, step: int, score: float, gather: Callable[[Any], Any], state: train.TrainState) -> None:
     if self._checkpoints and score > self._score:

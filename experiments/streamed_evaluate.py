@@ -9,7 +9,7 @@ import numpy as np
 from experiments import evaluate, supervised, train
 from experiments.data import images
 from experiments.photographs import Loads, hosts
-from experiments.programs import Hits, Setting, everywhere, first_weights, make_score, to_devices
+from experiments.programs import Hits, Setting, everywhere, make_score, make_weights, to_devices
 from experiments.progress import say
 from experiments.results import TRAINED
 from powerprop import masks
@@ -51,8 +51,7 @@ def final_evaluation(setting: Setting, loads: Loads, state: train.TrainState) ->
   config, group, mesh = setting.config, setting.group, setting.mesh
   scopes, prune = supervised.scopes_of(group, config), config.prune
   whole = everywhere(mesh)
-  shape = config.stream.image_size, config.stream.image_size, 3
-  before = jax.jit(lambda: first_weights(setting.net, shape, int(setting.nets.seed[0]))[0], out_shardings=whole)()
+  before = make_weights(setting)()
   after, trained = jax.jit(lambda s: (train.final_weights(group, s.phi), train.final_masks(group, s)), out_shardings=whole)(state)
   counts = evaluate.layer_counts(before, prune.densities, setting.model.output_layer, prune.output_factor)
   (figure,) = evaluate.layer_counts(before, [prune.figure_density], setting.model.output_layer, prune.output_factor)

@@ -1,5 +1,7 @@
 """One network on all devices: the step is that of the sweeps, whatever the layout; precision, parts of BatchNorm, checkpoints."""
 import functools
+import math
+import re
 
 import haiku as hk
 import jax
@@ -97,8 +99,7 @@ def test_alike_however_it_is_laid_out(plain, change, monkeypatch):
   """Sums in another order: losses within 1e-5 after six steps, masks the same."""
   monkeypatch.setattr(programs, 'SHARDED_FROM', 64)
   setting, running, losses = trained(**change)
-  shapes = jax.eval_shape(programs.make_first(setting), None)
-  shared = [place for place in jax.tree.leaves(programs.layout(shapes, setting.mesh)) if not place.is_fully_replicated]
+  shared = [place for place in jax.tree.leaves(programs.layout(setting.shapes, setting.mesh)) if not place.is_fully_replicated]
   assert len(shared) >= 5   # φ, its momentum and masks of the larger layers
   np.testing.assert_allclose(losses, plain[2], rtol=1e-5)
   jax.tree.map(np.testing.assert_array_equal, running.state.opt_state.masks, plain[1].state.opt_state.masks)
@@ -224,14 +225,15 @@ def test_batches_on_the_devices_are_those_of_the_host():
 
 @pytest.mark.parametrize('shards', [1, 2])
 def test_what_devices_say_to_each_other(shards, monkeypatch):
-  """A dense step: gradients and BatchNorm's sums, and nothing of the size of activations."""
+  """A dense step: gradients, BatchNorm's sums, parameters where they are shared out; no activations, of 2,304 entries or more."""
   monkeypatch.setattr(programs, 'SHARDED_FROM', 64)
   setting = programs.prepare(make_config('dense', **{'stream.shards': shards}))
-  running = jax.eval_shape(programs.make_first(setting), None)
   image, label = jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 3), jnp.uint8), jax.ShapeDtypeStruct((BATCH,), jnp.int32)
-  text = programs.make_step(setting).lower(running, 0, image, label).compile().as_text()
-  assert 'all-reduce' in text
-  assert ('all-gather' in text) == (shards > 1)
+  text = programs.make_step(setting).lower(setting.shapes, 0, image, label).compile().as_text()
+  said = re.findall(r'= (.*?) (all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?\(', text)
+  assert {'all-reduce'} <= {name for _, name in said} and ('all-gather' in {name for _, name in said}) == (shards > 1)
+  sizes = [math.prod(int(n) for n in shape.split(',') if n) for what, _ in said for shape in re.findall(r'\[([\d,]*)\]', what)]
+  assert max(sizes) <= 1152   # the largest parameter
 
 
 def test_the_model_of_haiku():

@@ -75,7 +75,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope='module')
 def finished(tree, cache, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('finished')
-  out, err = ended(start(tree, workdir, cache))
+  out, err = ended(start(tree, workdir, cache, **{'stream.profile_steps': 5}))   # of which three are left
   return workdir, out, err
 
 
@@ -103,6 +103,7 @@ def test_a_run_leaves_everything(finished):
   assert err.count('is no JPEG in grey or YCbCr, and read by Pillow') <= 6 and f'{CLASSES[0]}_1.JPEG' in err
   assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {'8', '12'}
   assert len(list((workdir / 'best').iterdir())) == 1
+  assert list((workdir / 'profile').rglob('*.xplane.pb'))
   for name in ('report.html', 'table.md', 'run.json', 'figures/compare.png', 'statistics.csv', 'weights.npz'):
     assert (workdir / name).stat().st_size > 0
   (statistics,) = rows(workdir, 'statistics')
@@ -122,11 +123,14 @@ def test_goes_on_to_the_same_numbers(finished, tree, cache, tmp_path, when):
     out, _ = ended(start(tree, mine, cache))
     assert 'goes on from step 12' in out
   elif when == 'damaged':
+    later = mine / 'best' / '100'   # of a step that the run has not come to again
+    shutil.copytree(next((mine / 'best').iterdir()), later)
     newest = max((path for path in (mine / 'checkpoints' / '12').rglob('*') if path.is_file() and path.name != 'sha256.json'),
                  key=lambda path: path.stat().st_size)
     newest.write_bytes(bytes(len(newest.read_bytes())))
     out, err = ended(start(tree, mine, cache))
     assert 'goes on from step 8' in out and 'cannot be read' in err
+    assert not later.exists()
   else:
     workers = 0 if when == 'killed' else 2   # and after it the other way round
     process = start(tree, mine, cache, **{'stream.log_steps': 1, 'stream.workers': workers})
@@ -153,8 +157,14 @@ def records_so_far(workdir):
   return [line for line in (workdir / 'metrics.jsonl').read_text().splitlines() if line.endswith('}')]
 
 
-def test_two_hosts(finished, tree, cache, tmp_path):
-  """Two processes of one device each, over loopback: the losses of one process with two, and the same number of weights."""
+@pytest.mark.parametrize('done', [0, 8])
+def test_two_hosts(finished, tree, cache, tmp_path, done):
+  """Two processes of one device each, over loopback, from the start and from a checkpoint of one process with two: its losses,
+  and the same number of weights."""
+  if done:
+    shutil.copytree(finished[0], tmp_path / 'run')
+    (tmp_path / 'run' / 'run.json').unlink()
+    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '12')
   with socket.socket() as found:
     found.bind(('127.0.0.1', 0))
     port = found.getsockname()[1]

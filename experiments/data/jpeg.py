@@ -57,8 +57,8 @@ def decode(data: bytes, choose: Choose, size: int) -> np.ndarray:
   if colours not in ('Gray', 'YCbCr'):
     raise ValueError(f'its colours are {colours}')
   box = choose(height, width)
-  # The smallest size that leaves the crop at least `size` pixels: the whole, or at most a half, for libjpeg-turbo is fast at powers
-  # of two alone, as simplejpeg's manual says of min_factor.
+  # The smallest size that leaves the crop at least `size` pixels: the whole, or at most a half. What simplejpeg's
+  # manual says of min_factor: smaller ones may take longer.
   image = simplejpeg.decode_jpeg(data, 'RGB', min_height=min(height, -(-height * size // box.height)),
                                  min_width=min(width, -(-width * size // box.width)), min_factor=2)
   return cut(image, box, (height, width), size)
