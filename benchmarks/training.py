@@ -22,8 +22,9 @@ from jax import lax
 
 from benchmarks.paired import Row, Times, per, ratio, row, take_turns
 from configs import mnist_lenet
-from experiments import supervised, train
+from experiments import train
 from experiments.models import MODELS
+from experiments.sweep import make_groups, make_nets
 from powerprop import psi_inverse
 
 # The full figure: five α, five seeds, 50,000 steps.
@@ -69,7 +70,7 @@ def real_loop(config: ml_collections.ConfigDict, data: train.Batches, devices: i
   """The program of experiments.train for the networks of a config, on the first so many devices."""
   net, groups = network(config), quiet_groups(config)
   mesh = jax.make_mesh((devices,), (train.NETS,), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
-  slots = train.deal(supervised.make_nets(config), len(groups), devices)
+  slots = train.deal(make_nets(config), len(groups), devices)
   places, numbers, on_device = [s.nets for s in slots], [s.number for s in slots], train.replicate(data, mesh)
   init = train.make_init(groups, slots, net, config.batch_size, mesh)
   states = init(train.replicate(initial_weights(config, data), mesh), {}, on_device)
@@ -160,7 +161,7 @@ def _initial_weights(net: hk.TransformedWithState, seeds: tuple[int, ...], image
 def quiet_groups(config: ml_collections.ConfigDict) -> list[train.Group]:
   with warnings.catch_warnings():
     warnings.filterwarnings('ignore', 'alpha = .* is above')   # the figure has them
-    return supervised.make_groups(config)
+    return make_groups(config)
 
 
 def one_net(alpha: float = 1.0, optimizer: str = 'sgd', update: str = 'target_propagation') -> ml_collections.ConfigDict:
@@ -210,7 +211,7 @@ def updates(data: train.Batches, plan: Plan) -> list[Row]:
 def sweep(data: train.Batches, plan: Plan) -> list[Row]:
   """The quick sweep as one program against a Python loop, and what that makes for the full figure."""
   config = mnist_lenet.get_config('quick')
-  nets = len(supervised.make_nets(config).seed) * len(config.sweep.alpha)
+  nets = len(make_nets(config).seed) * len(config.sweep.alpha)
   real = real_loop(config, data, jax.device_count(), None)
   loop = python_loop(config, data, plan.loop_steps)
   times = take_turns({'loop': loop.epoch, 'real': real.epoch}, plan.sweep_rounds)

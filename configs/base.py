@@ -92,3 +92,12 @@ def get_config() -> ml_collections.ConfigDict:
   config.checkpoint_epochs = 5          # a checkpoint every so many epochs of training, and one at the end
   config.checkpoints_kept = 2           # newest checkpoints left on disk
   return config
+
+
+def algorithm_of(config: str, variant: str, algorithms: tuple[str, ...]) -> tuple[str, bool]:
+  """Of a variant 'rigl' or 'rigl_tuning': the algorithm, and whether it is to choose a rate. Raises ValueError for others."""
+  algorithm = variant.removesuffix('_tuning')
+  if algorithm not in algorithms:
+    known = ', '.join(repr(name) for a in algorithms for name in (a, f'{a}_tuning'))
+    raise ValueError(f'{config} has the variants {known}, not {variant!r}.')
+  return algorithm, variant != algorithm

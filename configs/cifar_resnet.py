@@ -19,10 +19,7 @@ RATES = dict.fromkeys(ALGORITHMS, (0.1, 1.0))
 
 def get_config(variant: str = 'gradual'):
   """`variant`: an algorithm, or an algorithm and '_tuning'."""
-  algorithm, tuning = variant.removesuffix('_tuning'), variant.endswith('_tuning')
-  if algorithm not in ALGORITHMS:
-    known = ', '.join(repr(name) for a in ALGORITHMS for name in (a, f'{a}_tuning'))
-    raise ValueError(f'cifar_resnet has the variants {known}, not {variant!r}.')
+  algorithm, tuning = base.algorithm_of('cifar_resnet', variant, ALGORITHMS)
   config = cifar_sparse.settings(base.get_config())
   config.name = f'cifar_resnet_{variant}'
   config.title = 'Sparse training of a ResNet-18'

@@ -28,10 +28,7 @@ RATES = {   # of ALPHAS
 
 def get_config(variant: str = 'gradual'):
   """`variant`: an algorithm, or an algorithm and '_tuning'."""
-  algorithm, tuning = variant.removesuffix('_tuning'), variant.endswith('_tuning')
-  if algorithm not in ALGORITHMS:
-    known = ', '.join(repr(name) for a in ALGORITHMS for name in (a, f'{a}_tuning'))
-    raise ValueError(f'cifar_sparse has the variants {known}, not {variant!r}.')
+  algorithm, tuning = base.algorithm_of('cifar_sparse', variant, ALGORITHMS)
   config = settings(base.get_config())
   config.name = f'cifar_sparse_{variant}'
   config.title = 'Sparse training'

@@ -17,10 +17,7 @@ RATES = {'gradual': (0.1, 0.1), 'rigl': (0.1, 0.1)}   # of ALPHAS in mnist_spars
 
 def get_config(variant: str = 'gradual'):
   """`variant`: an algorithm, or an algorithm and '_tuning'."""
-  algorithm, tuning = variant.removesuffix('_tuning'), variant.endswith('_tuning')
-  if algorithm not in ALGORITHMS:
-    known = ', '.join(repr(name) for a in ALGORITHMS for name in (a, f'{a}_tuning'))
-    raise ValueError(f'mnist_lenet5 has the variants {known}, not {variant!r}.')
+  algorithm, tuning = base.algorithm_of('mnist_lenet5', variant, ALGORITHMS)
   config = mnist_sparse.settings(base.get_config())
   config.name, config.title = f'mnist_lenet5_{variant}', 'Sparse training of LeNet-5'
   config.model, config.steps = 'lenet_5', 4_500

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import programs, supervised
+from experiments import programs, sweep
 from experiments.algorithms import ALGORITHMS, DISTRIBUTIONS
 from experiments.programs import Setting
 from experiments.results import Table, markdown
@@ -30,7 +30,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
   spent = flops.training(setting.costs, plan)
   state, gradients = (bytes_a_device(tree, setting) for tree in (setting.shapes.state, setting.shapes.state.phi))
   lines = [
-      f'{config.name}: {supervised.group_name(setting.group, config)}, {setting.group.axes["algorithm"]}',
+      f'{config.name}: {sweep.group_name(setting.group, config)}, {setting.group.axes["algorithm"]}',
       f'{size:,} parameters, {sum(setting.costs.sizes[name] for name in weights_of(theta)):,} of them weights',
       f'{config.steps:,} steps of {config.batch_size:,} images: {images:,} images on {devices} x {jax.devices()[0].device_kind}',
       f'training: {spent:.3g} operations, {spent / dense:.3f} of dense training; a forward pass of one image: '

@@ -19,7 +19,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 import powerprop
-from experiments import supervised, train
+from experiments import run_files, supervised, sweep, train
 from experiments import workdir as workdirs
 from experiments.errors import UserError
 from experiments.progress import say
@@ -49,7 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
            for group, state, slot in zip(setting.groups, states, setting.slots, strict=True)]
     outcome = supervised.evaluate_groups(setting, now, states)
     every, outcomes = every + now, outcomes + outcome
-    shares += supervised.shares_of_dense(config.steps, setting.costs, spent, outcome)
+    shares += run_files.shares_of_dense(config.steps, setting.costs, spent, outcome)
     masks = pruned(setting, states)
   supervised.conclude(setting, workdir, origin, every, outcomes, shares,
                       {'training': seconds, 'all': time.monotonic() - started})
@@ -62,7 +62,7 @@ def made(folder: pathlib.Path) -> pathlib.Path:
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises UserError naming the first key whose value cannot be used."""
-  supervised.check(config)
+  sweep.check(config)
   lottery = config.lottery
   for key, ok, allowed in (('rounds', lottery.rounds >= 1, 'at least 1'),
                            ('prune_share', 0 < lottery.prune_share < 1, 'a share in (0, 1)'),
@@ -77,8 +77,8 @@ def check(config: ml_collections.ConfigDict) -> None:
 def make_groups(config: ml_collections.ConfigDict) -> list[train.Group]:
   """Groups whose masks keep everything, until they are given others."""
   found = []
-  for group in supervised.make_groups(config):
-    full = supervised.make_group(config, group.axes | {'algorithm': 'static', 'sparsity': 0.0})
+  for group in sweep.make_groups(config):
+    full = sweep.make_group(config, group.axes | {'algorithm': 'static', 'sparsity': 0.0})
     found.append(full._replace(axes=group.axes | {'algorithm': 'lottery'}))
   return found
 

@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from experiments import supervised, train
+from experiments import sweep, train
 from experiments.checkpoint import pack, unpack
 from experiments.data import images
 from experiments.models import MODELS, Model
@@ -64,14 +64,14 @@ def prepare(config: ml_collections.ConfigDict) -> Setting:
   stream = config.stream
   model = MODELS[config.model](stream.classes, config.bias_stddev)
   net = hk.transform_with_state(in_precision(model.forward, COMPUTE[stream.compute]))
-  (group,) = supervised.make_groups(config)
+  (group,) = sweep.make_groups(config)
   shape = stream.image_size, stream.image_size, 3
-  supervised.check_sparsities([group], net, shape)
+  sweep.check_sparsities([group], net, shape)
   mesh = jax.make_mesh((jax.device_count() // stream.shards, stream.shards), AXES, axis_types=(AxisType.Auto,) * 2)
   theta, net_state = jax.eval_shape(functools.partial(first_weights, net, shape), 0)
   batch = jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32)
   costs = flops.count(lambda p, s, x: net.apply(p, s, None, x, True)[0], theta, net_state, batch)
-  setting = Setting(config, group, supervised.make_nets(config), model, net, mesh, costs, None)
+  setting = Setting(config, group, sweep.make_nets(config), model, net, mesh, costs, None)
   return setting._replace(shapes=jax.eval_shape(functools.partial(begin, setting), scored_shapes(setting)))
 
 

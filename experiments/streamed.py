@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import photographs, programs, supervised, train
+from experiments import photographs, programs, run_files, sweep, train
 from experiments import workdir as workdirs
 from experiments.checkpoint import Checkpoints
 from experiments.data import images
@@ -49,7 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   if (workdir / 'run.json').exists():
     if jax.process_index() == 0:
       say(f'{workdir} holds this run, which has ended; its report is drawn again.')
-      supervised.finish(workdir)
+      run_files.finish(workdir)
     return
   ready = time.monotonic()
   state, spent, seconds = fit(setting, loads, workdir)
@@ -59,16 +59,16 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   if jax.process_index() == 0:
     # Without images held out there is no accuracy on them: NaN.
     sizes = {'validation': len(loads.validation) or float('nan'), 'test': len(loads.test)}
-    shares = supervised.shares_of_dense(config.steps, setting.costs, np.array([[spent]]), [found])
-    supervised.workdir_files(config, setting.nets, sizes, workdir, [setting.group], [found], shares)
-    supervised.write_run(workdir, origin | {'data': loads.load.source.described},
+    shares = run_files.shares_of_dense(config.steps, setting.costs, np.array([[spent]]), [found])
+    run_files.workdir_files(config, setting.nets, sizes, workdir, [setting.group], [found], shares)
+    run_files.write_run(workdir, origin | {'data': loads.load.source.described},
                          {'start': ready - started, 'training': seconds, 'evaluation': finished - trained})
-    supervised.finish(workdir)
+    run_files.finish(workdir)
 
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Raises UserError naming the first key whose value cannot be used."""
-  supervised.check(config)
+  sweep.check(config)
   stream = config.stream
 
   def need(ok: bool, key: str, allowed: str) -> None:
@@ -147,7 +147,7 @@ class Log:
   """Metrics and progress. What is taken from the devices is written when more is taken, since they are past it then."""
 
   def __init__(self, setting: Setting, workdir: pathlib.Path, done: int, odd: photographs.Odd):
-    self._setting, self._odd, self._name = setting, odd, supervised.group_name(setting.group, setting.config)
+    self._setting, self._odd, self._name = setting, odd, sweep.group_name(setting.group, setting.config)
     self._metrics = workdirs.Metrics(workdir, done) if jax.process_index() == 0 else None
     last = self._metrics.last if self._metrics else {}
     self.spent, self.best = last.get('operations', {}).get(self._name, [0.0])[0], last.get('best', -1.0)

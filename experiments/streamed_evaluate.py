@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import evaluate, supervised, train
+from experiments import evaluate, sweep, train
 from experiments.data import images
 from experiments.photographs import Loads, hosts
 from experiments.programs import Hits, Setting, everywhere, make_score, make_weights, to_devices
@@ -47,9 +47,9 @@ def final_weights(group: train.Group, state: train.TrainState) -> Tree:
 
 
 def final_evaluation(setting: Setting, loads: Loads, state: train.TrainState) -> dict[str, Any]:
-  """What `supervised.workdir_files` wants of a group: accuracies at the sparsity that was trained, or at all densities."""
+  """What `run_files.workdir_files` wants of a group: accuracies at the sparsity that was trained, or at all densities."""
   config, group, mesh = setting.config, setting.group, setting.mesh
-  scopes, prune = supervised.scopes_of(group, config), config.prune
+  scopes, prune = sweep.scopes_of(group, config), config.prune
   whole = everywhere(mesh)
   before = make_weights(setting)()
   after, trained = jax.jit(lambda s: (train.final_weights(group, s.phi), train.final_masks(group, s)), out_shardings=whole)(state)

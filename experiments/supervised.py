@@ -1,11 +1,8 @@
 """Protocol: train every network of a sweep, prune after training, evaluate over densities, report."""
 import functools
-import itertools
-import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -13,26 +10,20 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 import powerprop
 from experiments import data as datasets
-from experiments import evaluate, report, train
+from experiments import evaluate, run_files, sweep, train
 from experiments import workdir as workdirs
-from experiments.algorithms import ALGORITHMS, DISTRIBUTIONS, FIRST_MASKS, OWN_PARAMETERS
 from experiments.augment import AUGMENTATIONS
 from experiments.checkpoint import Checkpoints, pack, unpack
 from experiments.errors import UserError
-from experiments.models import BIASES, MODELS, Model
-from experiments.optimizers import OPTIMIZERS, SCHEDULES, UPDATES, phi_decay
+from experiments.models import MODELS, Model
 from experiments.progress import Progress, plural, say
-from experiments.results import TRAINED, read_results, table
+from experiments.results import TRAINED
 from powerprop import flops
-
-STATIC_AXES: dict[str, Mapping[str, Any]] = {
-    'optimizer': OPTIMIZERS, 'update': UPDATES, 'biases': BIASES, 'algorithm': ALGORITHMS}
 
 
 class Setting(NamedTuple):
@@ -56,10 +47,10 @@ class Setting(NamedTuple):
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   """Trains, or goes on training, evaluates and reports. Raises UserError for a config that makes no sense."""
-  check(config)
+  sweep.check(config)
   origin = workdirs.provenance()   # now: the commit may be another one when the run ends
   started = time.monotonic()
-  setting = prepare(config, make_groups, workdir)
+  setting = prepare(config, sweep.make_groups, workdir)
   if setting is None:
     return
   ready = time.monotonic()
@@ -67,7 +58,8 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   trained = time.monotonic()
   outcome = evaluate_groups(setting, setting.groups, states)
   finished = time.monotonic()
-  conclude(setting, workdir, origin, setting.groups, outcome, shares_of_dense(config.steps, setting.costs, spent, outcome),
+  shares = run_files.shares_of_dense(config.steps, setting.costs, spent, outcome)
+  conclude(setting, workdir, origin, setting.groups, outcome, shares,
            {'start': ready - started, 'training': seconds, 'evaluation': finished - trained})
 
 
@@ -80,14 +72,14 @@ def prepare(config: ml_collections.ConfigDict, grouped: Callable[[ml_collections
   splits = split(data, config.train_images, config.batch_size)
   model = MODELS[config.model](data.classes, config.bias_stddev)
   net = hk.transform_with_state(model.forward)
-  groups, nets, image_shape = grouped(config), make_nets(config), splits['train'].images.shape[1:]
-  check_sparsities(groups, net, image_shape)
+  groups, nets, image_shape = grouped(config), sweep.make_nets(config), splits['train'].images.shape[1:]
+  sweep.check_sparsities(groups, net, image_shape)
   if jax.process_index() == 0:
     workdirs.bind(workdir, config)   # not before all of the config has been found good
   if (workdir / 'run.json').exists():   # written when all the numbers are
     if jax.process_index() == 0:
       say(f'{workdir} holds this run, which has ended; its report is drawn again.')
-      finish(workdir)
+      run_files.finish(workdir)
     return None
 
   mesh = train.make_mesh()
@@ -115,81 +107,9 @@ def conclude(setting: Setting, workdir: pathlib.Path, origin: dict[str, Any], gr
   """Writes the files of a run that has ended, and its report."""
   if jax.process_index() == 0:
     sizes = {name: len(part.labels) for name, part in setting.data.items()}
-    workdir_files(setting.config, setting.nets, sizes, workdir, groups, outcome, shares)
-    write_run(workdir, origin | {'data': setting.described}, seconds)
-    finish(workdir)
-
-
-def finish(workdir: pathlib.Path) -> None:
-  for path in report.write_report(workdir):
-    say(f'wrote {path}')
-  say(table(read_results(workdir)))
-
-
-def check(config: ml_collections.ConfigDict) -> None:
-  """Raises UserError naming the first key whose value cannot be used."""
-  def value_of(key: str) -> Any:
-    return functools.reduce(lambda part, name: part[name], key.split('.'), config)
-
-  def need(ok: bool, key: str, allowed: str) -> None:
-    if not ok:
-      raise UserError(f'config.{key} must be {allowed}, got {value_of(key)!r}.')
-
-  def is_number(x: Any) -> bool:
-    return type(x) in (int, float)
-
-  need(config.model in MODELS, 'model', f'one of {sorted(MODELS)}')
-  for axis, values in config.sweep.items():
-    need(isinstance(values, tuple) and len(values) > 0, f'sweep.{axis}', 'a tuple of at least one value, as "(1.0, 2.0)"')
-    need(not any(v in values[:i] for i, v in enumerate(values)), f'sweep.{axis}', 'a tuple without repetitions')
-  for axis, rows in STATIC_AXES.items():
-    need(all(v in list(rows) for v in config.sweep[axis]), f'sweep.{axis}', f'a tuple of some of {sorted(rows)}')
-  for key, rows in (('augment', AUGMENTATIONS), ('schedule', SCHEDULES), ('sparse.distribution', DISTRIBUTIONS)):
-    need(value_of(key) in list(rows), key, f'one of {sorted(rows)}')
-  need(all(is_number(s) and 0 <= s < 1 for s in config.sweep.sparsity), 'sweep.sparsity', 'a tuple of shares in [0, 1)')
-  need(all(is_number(p) and 0 <= p < float('inf') for p in config.sweep.penalty), 'sweep.penalty',
-       'a tuple of numbers of at least 0')
-  for key in ('sparse.start_share', 'sparse.end_share', 'sparse.drop_fraction'):
-    need(0 < value_of(key) <= 1, key, 'a share in (0, 1]')
-  need(config.sparse.start_share <= config.sparse.end_share, 'sparse.end_share', 'at least sparse.start_share')
-  need(type(config.sparse.rescale) is bool, 'sparse.rescale', 'True or False')
-  need(config.sparse.entry >= 0, 'sparse.entry', 'at least 0')
-  need(config.sparse.decay >= 0, 'sparse.decay', 'at least 0')
-  need(config.sparse.backward_factor >= 1, 'sparse.backward_factor', 'at least 1')
-  need(all(type(name) is str for name in config.sparse.dense), 'sparse.dense', "a tuple of patterns, as \"('conv2_d/w',)\"")
-  need(all(is_number(a) and 1 <= a < float('inf') for a in config.sweep.alpha), 'sweep.alpha',
-       'a tuple of numbers of at least 1')
-  need(all(type(s) is int and 0 <= s < 2**31 for s in config.sweep.seed), 'sweep.seed', 'a tuple of integers in [0, 2**31)')
-  need(all(is_number(r) and 0 < r < float('inf') for r in config.sweep.learning_rate), 'sweep.learning_rate',
-       'a tuple of positive numbers')
-  need(config.alpha_rates == () or (len(config.alpha_rates) == len(config.sweep.alpha) and len(config.sweep.learning_rate) == 1
-                                    and all(is_number(r) and 0 < r < float('inf') for r in config.alpha_rates)), 'alpha_rates',
-       '(), or a positive number for each of sweep.alpha and sweep.learning_rate a single one')
-  for key in ('steps', 'batch_size', 'train_images', 'checkpoint_epochs', 'checkpoints_kept', 'prune.sampled_weights',
-              'prune.recalibration_batches', 'sparse.every_steps'):
-    need(value_of(key) > 0, key, 'positive')
-  need(config.bias_stddev >= 0, 'bias_stddev', 'at least 0')
-  need(config.phi_decay >= 0, 'phi_decay', 'at least 0')
-  need(0 <= config.label_smoothing < 1, 'label_smoothing', 'a share in [0, 1)')
-  densities, scopes = config.prune.densities, config.prune.scopes
-  need(len(densities) > 0 and all(is_number(p) and 0 < p <= 1 for p in densities) and len(set(densities)) == len(densities),
-       'prune.densities', 'a tuple of different shares in (0, 1]')
-  need(0 < config.prune.figure_density <= 1, 'prune.figure_density', 'a share in (0, 1]')
-  need(config.prune.output_factor > 0, 'prune.output_factor', 'positive')
-  need(len(scopes) > 0 and all(s in evaluate.SCOPES for s in scopes) and len(set(scopes)) == len(scopes), 'prune.scopes',
-       f'a tuple of some of {list(evaluate.SCOPES)}')
-  need(all(kind in list(report.KINDS) for kind in config.report), 'report', f'a tuple of some of {sorted(report.KINDS)}')
-
-
-def check_sparsities(groups: Sequence[train.Group], net: hk.TransformedWithState, image_shape: tuple[int, ...]) -> None:
-  """Raises UserError for a sparsity, or layers to leave dense, that do not fit the network. Works on shapes alone."""
-  theta, _ = jax.eval_shape(lambda key: net.init(key, np.zeros((1, *image_shape), np.float32), True), jax.random.key(0))
-  for group in groups:
-    if group.sparse and not group.first_masks:
-      try:
-        jax.eval_shape(lambda phi, g=group: g.optimizer(0.1, jax.random.key(0), None).init(phi), theta)
-      except ValueError as error:
-        raise UserError(f'{group.axes["algorithm"]}: {error}') from None
+    run_files.workdir_files(setting.config, setting.nets, sizes, workdir, groups, outcome, shares)
+    run_files.write_run(workdir, origin | {'data': setting.described}, seconds)
+    run_files.finish(workdir)
 
 
 def split(data: datasets.Dataset, train_images: int, batch_size: int) -> dict[str, train.Batches]:
@@ -203,55 +123,6 @@ def split(data: datasets.Dataset, train_images: int, batch_size: int) -> dict[st
       'validation': train.Batches(data.train_images[train_images:], data.train_labels[train_images:]),
       'test': train.Batches(data.test_images, data.test_labels),
   }
-
-
-def make_groups(config: ml_collections.ConfigDict) -> list[train.Group]:
-  """One group for each combination of the axes that change the program; a single one for dense training."""
-  axes = ('alpha', *STATIC_AXES, 'sparsity')
-  combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*(config.sweep[axis] for axis in axes))]
-  for one in combinations:
-    one['sparsity'] = one['sparsity'] if ALGORITHMS[one['algorithm']] else 0.0
-  return [make_group(config, one) for i, one in enumerate(combinations) if one not in combinations[:i]]
-
-
-def make_group(config: ml_collections.ConfigDict, axes: dict[str, Any]) -> train.Group:
-  where = is_factor if axes['algorithm'] == 'square_difference' else BIASES[axes['biases']]
-  reparam = powerprop.powerpropagation(axes['alpha'], where)
-
-  def dense(rate):
-    rate = rate_of(config, axes) or rate
-    chain = UPDATES[axes['update']](OPTIMIZERS[axes['optimizer']](rate, config), reparam)
-    return optax.chain(chain, phi_decay(rate, config)) if config.phi_decay else chain
-
-  make, own_parameters = ALGORITHMS[axes['algorithm']], OWN_PARAMETERS.get(axes['algorithm'])
-  if make is None:
-    own = own_parameters and own_parameters()
-    return train.Group(axes, reparam, lambda rate, key, first: dense(rate), own=own)
-  weights = reparam._replace(where=powerprop.powerpropagation(axes['alpha']).where)   # biases are never masked
-  updater = make(axes['sparsity'], config)
-  scored = FIRST_MASKS.get(axes['algorithm'])
-
-  def sparse(rate, key, first):
-    rule = powerprop.updaters.given(first) if scored else updater
-    return powerprop.sparsify(dense(rate), rule, weights, key, config.sparse.entry)
-  return train.Group(axes, reparam, sparse, True, updater.dense_gradient, scored and scored(axes['sparsity'], config),
-                     config.sparse.rescale)
-
-
-def is_factor(name: str, leaf: Any) -> bool:
-  """v and u of v⊙v − u⊙u."""
-  return name.endswith(('/w_v', '/w_u'))
-
-
-def rate_of(config: ml_collections.ConfigDict, axes: Mapping[str, Any]) -> float | None:
-  """The learning rate of the group's power, where powers have rates of their own."""
-  return config.alpha_rates[config.sweep.alpha.index(axes['alpha'])] if config.alpha_rates else None
-
-
-def make_nets(config: ml_collections.ConfigDict) -> train.Nets:
-  sweep = config.sweep
-  columns = zip(*itertools.product(sweep.seed, sweep.learning_rate, sweep.penalty), strict=True)
-  return train.Nets(*(np.array(column, dtype) for column, dtype in zip(columns, (np.int32, np.float32, np.float32), strict=True)))
 
 
 def fit(setting: Setting, steps: int, workdir: pathlib.Path,
@@ -277,7 +148,7 @@ def fit(setting: Setting, steps: int, workdir: pathlib.Path,
   metrics = workdirs.Metrics(workdir, done) if jax.process_index() == 0 else None
   before = metrics.last if metrics else {}
   progress = Progress(steps, done, sum(len(s.place) for s in slots), before.get('seconds', 0.0))
-  names = [group_name(g, config) for g in groups]
+  names = [sweep.group_name(g, config) for g in groups]
   begun = before.get('operations', {})
   spent = np.array([begun.get(name, [0.0] * len(slot.place)) for name, slot in zip(names, slots, strict=True)])
 
@@ -313,18 +184,6 @@ def fit(setting: Setting, steps: int, workdir: pathlib.Path,
   return states, spent, progress.seconds
 
 
-def shares_of_dense(steps: int, costs: flops.Costs, spent: np.ndarray,
-                    outcome: Sequence[dict[str, Any]]) -> list[dict[str, list[float]]]:
-  """What a forward pass, and the training, of each network take of the operations of a dense one: [K] for each group."""
-  forward, training = flops.forward(costs), steps * flops.training_step(costs)
-
-  def share(kept, k):
-    return flops.forward(costs, flops.densities(costs, jax.tree.map(lambda n: int(n[k]), kept)) if kept else {}) / forward
-  return [{'forward_operations': [share(found['kept'], k) for k in range(len(one))],
-           'training_operations': [round(x / training, 9) for x in one.tolist()]}
-          for one, found in zip(spent, outcome, strict=True)]
-
-
 def epochs(done: int, steps: int, steps_per_epoch: int) -> Iterator[tuple[int, int, int]]:
   """(epoch, first step in it, last step in it + 1) from step `done` to `steps`."""
   while done < steps:
@@ -332,12 +191,6 @@ def epochs(done: int, steps: int, steps_per_epoch: int) -> Iterator[tuple[int, i
     last = min(steps_per_epoch, steps - number * steps_per_epoch)
     yield number, first, last
     done = number * steps_per_epoch + last
-
-
-def group_name(group: train.Group, config: ml_collections.ConfigDict) -> str:
-  """What tells the group from the others of its sweep: 'alpha=2', 'alpha=2 update=backpropagation'."""
-  told = [f'{axis}={value}' for axis, value in group.axes.items() if axis != 'alpha' and len(config.sweep[axis]) > 1]
-  return ' '.join([f'alpha={group.axes["alpha"]:g}', *told])
 
 
 def to_host(tree: Any) -> Any:
@@ -370,7 +223,7 @@ def evaluate_groups(setting: Setting, groups: Sequence[train.Group], states: Seq
     final = jax.jit(jax.vmap(lambda s, g=group: (train.final_weights(g, s.phi), train.final_masks(g, s))),
                     out_shardings=train.by_net(mesh))
     before, (after, trained) = by_place(theta0, slot.source), final(state)
-    scopes = scopes_of(group, config)
+    scopes = sweep.scopes_of(group, config)
     measured = setting.measure[scopes](before, after, state.net_state, trained, slot.number, counts, figure_counts, batches,
                                 data['validation'], data['test'])
     theta_before, theta_after, survivors = to_host(shown(before, after, trained, slot.place[0]))
@@ -379,49 +232,5 @@ def evaluate_groups(setting: Setting, groups: Sequence[train.Group], states: Seq
                     'kept': {} if trained is None else to_host(jax.jit(jax.vmap(powerprop.masks.counts))(
                         train.gather([trained], [slot])[0])),
                     'weights': sum(x.size for x in jax.tree.leaves(survivors))})
-    say(f'evaluated group {i + 1}/{len(groups)}: {group_name(group, config)}')
+    say(f'evaluated group {i + 1}/{len(groups)}: {sweep.group_name(group, config)}')
   return outcome
-
-
-def scopes_of(group: train.Group, config: ml_collections.ConfigDict) -> tuple[str, ...]:
-  """How the networks of a group are pruned after training; those that are sparse already are not."""
-  return (TRAINED,) if group.sparse or (group.own and group.own.zeros) else tuple(config.prune.scopes)
-
-
-def workdir_files(config: ml_collections.ConfigDict, nets: train.Nets, sizes: Mapping[str, float], workdir: pathlib.Path,
-                  groups: Sequence[train.Group], outcome: Sequence[dict[str, Any]],
-                  shares_of_dense: Sequence[dict[str, list[float]]]) -> None:
-  """results.csv, overlap.csv, statistics.csv and weights.npz: everything that the report is made of. `sizes`: numbers of images
-  for 'validation' and 'test'."""
-  results, overlap, statistics = [], [], []
-  for group, found, cost in zip(groups, outcome, shares_of_dense, strict=True):
-    e = found['evaluation']
-    for k, (seed, rate, penalty) in enumerate(zip(nets.seed.tolist(), nets.learning_rate, nets.penalty, strict=True)):
-      own = rate_of(config, group.axes)
-      axes = {'alpha': float(group.axes['alpha']), 'seed': seed, 'learning_rate': float(str(own or rate)),
-              **{axis: group.axes[axis] for axis in (*STATIC_AXES, 'sparsity')}, 'penalty': float(str(penalty))}
-      statistics.append(axes | {name: float(v[k]) for name, v in e.statistics.items()}
-                        | {name: v[k] for name, v in cost.items()})
-      scopes = scopes_of(group, config)
-      densities = [float(e.kept[k, 0, 0]) / found['weights']] if scopes == (TRAINED,) else config.prune.densities
-      for (s, scope), (d, density) in itertools.product(enumerate(scopes), enumerate(densities)):
-        row = axes | {'scope': scope, 'density': density}
-        # A network of NaN puts all images into one class; its tenth of hits would pass for an accuracy.
-        shares = {'validation_accuracy': int(e.validation[k, s, d]) / sizes['validation'],
-                  'test_accuracy': int(e.test[k, s, d]) / sizes['test'], 'overlap': float(str(e.overlap[k, s, d]))}
-        shares = shares if e.finite[k] else dict.fromkeys(shares, float('nan'))
-        overlap.append(row | {'overlap': shares.pop('overlap')})
-        results.append(row | {'kept': int(e.kept[k, s, d]), 'weights': found['weights']} | shares)
-  for name, rows in (('results', results), ('overlap', overlap), ('statistics', statistics)):
-    workdirs.write_csv(workdir / f'{name}.csv', rows)
-  # The notebook has one group for each α; of several settings the first is shown.
-  shown = {group.axes['alpha']: found['sample'] for group, found in reversed(list(zip(groups, outcome, strict=True)))}
-  arrays = {f'{name}_{i}': x for i, alpha in enumerate(sorted(shown)) for name, x in shown[alpha].items()}
-  workdirs.write_npz(workdir / 'weights.npz', alpha=np.array(sorted(shown), np.float64),
-                     density=np.float64(config.prune.figure_density), **arrays)
-
-
-def write_run(workdir: pathlib.Path, origin: dict[str, Any], seconds: dict[str, float]) -> None:
-  record = origin | {'seconds': {k: round(v, 1) for k, v in seconds.items()},
-                     'finished': datetime.now(UTC).isoformat(timespec='seconds')}
-  workdirs.write_atomic(workdir / 'run.json', json.dumps(record, indent=2) + '\n')

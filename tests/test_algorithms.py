@@ -13,7 +13,7 @@ import tiny
 
 from configs import base
 from experiments import data as datasets
-from experiments import supervised, train
+from experiments import supervised, sweep, train
 from experiments.algorithms import ALGORITHMS, FIRST_MASKS
 from experiments.errors import UserError
 from experiments.models import MODELS
@@ -119,8 +119,8 @@ def test_stopped_in_the_middle_and_gone_on_with(finished, data_dir, tmp_path):
 
 def test_every_algorithm_makes_a_group(data_dir):
   config = make_config(data_dir, **{'sweep.algorithm': tuple(ALGORITHMS), 'sweep.sparsity': (0.8, 0.9)})
-  supervised.check(config)
-  groups = supervised.make_groups(config)
+  sweep.check(config)
+  groups = sweep.make_groups(config)
   masked = [name for name, make in ALGORITHMS.items() if make]
   assert len(groups) == len(ALGORITHMS) + len(masked)   # the others have no sparsity
   assert [group.sparse for group in groups] == [group.axes['algorithm'] in masked for group in groups]
@@ -153,7 +153,7 @@ def test_schedules_are_those_of_the_config():
 def test_side_by_side_as_one_after_another(data_dir, tmp_path):
   """Networks of a group batched, as on a GPU: the same masks, and an update of masks is still a branch."""
   config = make_config(data_dir, **{'sweep.algorithm': ('rigl',), 'sweep.seed': (0, 1, 2)})
-  setting = supervised.prepare(config, supervised.make_groups, tmp_path)
+  setting = supervised.prepare(config, sweep.make_groups, tmp_path)
   counts = [slot.number for slot in setting.slots]
   found = []
   for batched in (False, True):
@@ -183,7 +183,7 @@ def test_side_by_side_as_one_after_another(data_dir, tmp_path):
 def test_mistakes(data_dir, key, value, message):
   config = make_config(data_dir, **{key: value})
   with pytest.raises(UserError) as error:
-    supervised.check(config)
+    sweep.check(config)
   assert str(error.value) == message
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from configs import base, cifar_figure2, cifar_resnet, cifar_sparse, imagenet, mnist_lenet5, mnist_sparse, sweeps
 from experiments import data as datasets
-from experiments import dry_run, main, programs, streamed, supervised
+from experiments import dry_run, main, programs, streamed, sweep
 from experiments.models import MODELS
 
 FOLDER = pathlib.Path(base.__file__).parent
@@ -71,7 +71,7 @@ def test_a_config_can_be_run(which):
   """Only keys of base, with values of their types; accepted; groups and networks are built, by shape."""
   config, keys = load(*which), flat(base.get_config())
   assert {key: type(value) for key, value in flat(config).items()} == {key: type(value) for key, value in keys.items()}
-  supervised.check(config)
+  sweep.check(config)
   assert config.protocol in main.protocols() and config.dataset in datasets.DATASETS
   assert load(*which).to_dict() == config.to_dict() and load(*which) is not config
   if config.protocol == 'streamed':
@@ -85,7 +85,7 @@ def test_a_config_can_be_run(which):
   assert jax.eval_shape(lambda p, s: net.apply(p, s, None, images, False)[0], theta, state).shape == (config.batch_size, 10)
   with warnings.catch_warnings():
     warnings.filterwarnings('ignore', 'alpha = . is above the range', UserWarning)   # the figure has 4 and 5
-    groups, nets = supervised.make_groups(config), supervised.make_nets(config)
+    groups, nets = sweep.make_groups(config), sweep.make_nets(config)
     assert len(groups) * len(nets.seed) == math.prod(len(values) for values in config.sweep.values())
     for group in groups[:1] + groups[-1:]:
       if group.first_masks:   # its masks are made of data
@@ -323,7 +323,7 @@ ONE_EACH = [f'{row}_90_powerprop' for row in imagenet.ROWS]
 def test_every_cell_is_built_by_shape(cell, resnet):
   """As --dry_run does, and with an update of the optimiser; those of longer training have the same shapes."""
   config, (setting, theta) = load('imagenet', cell), resnet
-  (group,) = supervised.make_groups(config)
+  (group,) = sweep.make_groups(config)
   streamed.check(config)
   setting = setting._replace(config=config, group=group)
   if not group.first_masks:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import supervised
+from experiments import sweep
 from experiments.optimizers import OPTIMIZERS, SCHEDULES, phi_decay, scheduled
 
 THETA = {'l': {'w': jnp.array([[2.0, -1.0]]), 'b': jnp.array([3.0, 3.0])}}
@@ -49,7 +49,7 @@ def test_decay_of_phi(schedule):
 def test_decay_of_phi_in_a_group():
   """A step of SGD by target propagation on a loss without gradient: φ shrinks by rate · decay, at every α."""
   config = make_config(phi_decay=0.1, **{'sweep.optimizer': ('sgd',)})
-  group = supervised.make_group(config, {'alpha': 2.0, 'optimizer': 'sgd', 'update': 'target_propagation', 'biases': 'plain',
+  group = sweep.make_group(config, {'alpha': 2.0, 'optimizer': 'sgd', 'update': 'target_propagation', 'biases': 'plain',
                                          'algorithm': 'dense', 'sparsity': 0.0})
   tx = group.optimizer(0.5, None, None)
   zeros = {'l': {k: jnp.zeros_like(x) for k, x in THETA['l'].items()}}

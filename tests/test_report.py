@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from made_runs import GRID, NAN, make_workdir, row, sweep
 
-from experiments import report, results
+from experiments import page, report, results
 
 ROOT = pathlib.Path(report.__file__).parents[1]
 
@@ -146,7 +146,7 @@ def test_hostile_values_are_text(tmp_path):
   ('from /srv/data/mnist, checksums', 'from …/mnist, checksums'), ('and/or 1 / 2 runs/a', 'and/or 1 / 2 runs/a'),
   ('https://example.org/a/b', 'https://example.org/a/b'), ('(/a/b)', '(…/b)'), ('/a/b/', '…/b/')])
 def test_of_an_absolute_path_the_last_part_is_shown(text, shown):
-  assert html.unescape(report._text(text)) == shown
+  assert html.unescape(page._text(text)) == shown
 
 
 def test_one_seed_has_no_spread(tmp_path):
@@ -286,9 +286,7 @@ def test_command_explains_itself():
 @pytest.mark.parametrize(('args', 'message'), [
   ([], 'a workdir is needed'), (['no/such/run'], 'no/such/run is no directory'),
                                              (['tests'], 'tests/config.json is missing')])
-def test_command_names_a_mistake_in_one_line(args, message, capsys):
-  with pytest.raises(SystemExit) as stop:
-    report._guarded(['report', *args])
-  written = capsys.readouterr()
-  assert stop.value.code == 2 and written.out == ''
-  assert written.err.startswith('error: ') and message in written.err and written.err.count('\n') == 1
+def test_command_names_a_mistake_in_one_line(args, message):
+  done = command(*args)
+  assert done.returncode == 2 and done.stdout == ''
+  assert done.stderr.startswith('error: ') and message in done.stderr and done.stderr.count('\n') == 1

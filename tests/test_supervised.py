@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from configs import base
 from experiments import data as datasets
-from experiments import evaluate, supervised, train
+from experiments import evaluate, supervised, sweep, train
 from experiments.errors import UserError
 from experiments.models import MODELS
 
@@ -125,10 +125,10 @@ MISTAKES = [
 @pytest.mark.parametrize('key, value, message', MISTAKES)
 def test_check_says_what_is_allowed(key, value, message):
   config = base.get_config()
-  supervised.check(config)
+  sweep.check(config)
   config.update_from_flattened_dict({key: value})
   with pytest.raises(UserError) as error:
-    supervised.check(config)
+    sweep.check(config)
   assert str(error.value) == message
 
 
@@ -149,8 +149,8 @@ def test_groups_are_the_product_of_what_changes_the_program():
   config = base.get_config()
   config.update_from_flattened_dict({'sweep.alpha': (1.0, 2.0), 'sweep.seed': (3, 4), 'sweep.learning_rate': (0.1, 0.2, 0.5),
                                      'sweep.update': ('target_propagation', 'backpropagation'), 'sweep.optimizer': ('adam',)})
-  groups, nets = supervised.make_groups(config), supervised.make_nets(config)
-  assert [supervised.group_name(group, config) for group in groups] == [
+  groups, nets = sweep.make_groups(config), sweep.make_nets(config)
+  assert [sweep.group_name(group, config) for group in groups] == [
     'alpha=1 update=target_propagation', 'alpha=1 update=backpropagation',
     'alpha=2 update=target_propagation', 'alpha=2 update=backpropagation']
   assert nets.seed.tolist() == [3, 3, 3, 4, 4, 4] and nets.seed.dtype == np.int32
@@ -171,7 +171,7 @@ def test_reparameterised_biases():
   config = base.get_config()
   config.update_from_flattened_dict({'sweep.alpha': (2.0,), 'sweep.biases': ('plain', 'reparameterised')})
   theta = {'linear': {'w': np.float32([[0.25]]), 'b': np.float32([4.0])}}
-  assert [float(group.reparam.inverse(theta)['linear']['b'][0]) for group in supervised.make_groups(config)] == [4.0, 2.0]
+  assert [float(group.reparam.inverse(theta)['linear']['b'][0]) for group in sweep.make_groups(config)] == [4.0, 2.0]
 
 
 @given(steps=st.integers(1, 200), steps_per_epoch=st.integers(1, 50), data=st.data())

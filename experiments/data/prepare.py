@@ -9,15 +9,16 @@ those stay as they are, and are converted when they are read. It takes the room 
 import importlib
 import os
 import pathlib
-import sys
 import types
 
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments.commands import run
 from experiments.errors import UserError
 
-ARCHIVES = flags.DEFINE_string('archives', None, 'Required. Directory of the official archives.')
-TO = flags.DEFINE_string('to', None, 'Required. Directory for the prepared set; made if it is not there.')
+FLAGS = flags.FlagValues()   # of this command alone
+ARCHIVES = flags.DEFINE_string('archives', None, 'Required. Directory of the official archives.', flag_values=FLAGS)
+TO = flags.DEFINE_string('to', None, 'Required. Directory for the prepared set; made if it is not there.', flag_values=FLAGS)
 
 TRAIN, VALIDATION = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 
@@ -59,19 +60,14 @@ def _text(value: str | bytes) -> str:
 
 
 def main(argv: list[str]) -> None:
-  try:
-    if len(argv) > 1:
-      raise UserError(f'unknown argument {argv[1]!r}; flags are given as --name=value.')
-    for flag in (ARCHIVES, TO):
-      if not flag.value:
-        raise UserError(f'--{flag.name} is needed; see --help.')
-    folder = prepare(pathlib.Path(str(ARCHIVES.value)), pathlib.Path(str(TO.value)))
-  except UserError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
-  print(f'prepared {folder}')
+  if len(argv) > 1:
+    raise UserError(f'unknown argument {argv[1]!r}; flags are given as --name=value.')
+  for flag in (ARCHIVES, TO):
+    if not flag.value:
+      raise UserError(f'--{flag.name} is needed; see --help.')
+  logging.set_verbosity(logging.WARNING)
+  print(f'prepared {prepare(pathlib.Path(str(ARCHIVES.value)), pathlib.Path(str(TO.value)))}')
 
 
 if __name__ == '__main__':
-  logging.set_verbosity(logging.WARNING)
-  app.run(main)
+  run(main, __doc__ or '', FLAGS)
