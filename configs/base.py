@@ -10,7 +10,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.title = ''                     # of the report, without the data set; '': the name
   config.protocol = 'supervised'        # what a run does: a row of PROTOCOLS in experiments/main.py
 
-  config.dataset = 'mnist'              # a row of DATASETS in experiments/data
+  config.dataset = 'mnist'              # a row of DATASETS in experiments/data; of photographs their folder in $POWERPROP_DATA
   config.data_dir = ''                  # directory of the data set's official files; '': $POWERPROP_DATA, then other sources
   config.train_images = 55_000          # the first so many of the training set; the rest of it is for validation
 

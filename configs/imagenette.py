@@ -12,7 +12,7 @@ Our protocol: crops of 64 pixels, batch 64, 8 epochs of 5,000 photographs (624 s
   python -m experiments.main --config=configs/imagenette.py:top_kast --workdir=runs/imagenette/top_kast
   python -m experiments.main --config=configs/imagenette.py:top_kast_powerprop --workdir=runs/imagenette/top_kast_powerprop
 
-1 networks each. Without --config.data_dir the folder imagenet in $POWERPROP_DATA is read.
+1 networks each. Without --config.data_dir the folder imagenette in $POWERPROP_DATA is read.
 """
 from configs import base, imagenet
 
@@ -28,7 +28,7 @@ def get_config(variant: str = 'dense'):
     raise ValueError(f'imagenette has the variants {", ".join(map(repr, VARIANTS))}, not {variant!r}.')
   algorithm, alpha = VARIANTS[variant]
   config = imagenet.settings(base.get_config())
-  config.name, config.title = f'imagenette_{variant}', 'ResNet-50 on ten classes'
+  config.name, config.dataset = f'imagenette_{variant}', 'imagenette'
   config.steps, config.batch_size, config.schedule = 8 * 78, 64, 'cosine'
   config.sweep.alpha, config.sweep.learning_rate = (alpha,), (RATES[alpha],)
   config.sweep.algorithm, config.sweep.sparsity = (algorithm,), (0.0 if algorithm == 'dense' else 0.9,)

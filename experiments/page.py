@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from experiments.published import published_table
 from experiments.results import NET, Run, Table, accuracy_table, groups, share, statistics_table, word
 
 FULL_STEPS = 50_000   # of the authors' notebook, which draws the paper's figure 1a
@@ -44,19 +45,31 @@ def page(run: Run, shown: Sequence[Shown]) -> str:
       title=_text(_title(config)), summary=_text(summary), short=_short(config),
       density=share(config['prune'].get('figure_density', 0.1)),
       figures='\n'.join(_html_figure(run.workdir, one) for one in shown),
+      published=_published(run),
       accuracy=_html_table(accuracy_table(run.results, (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01))),
       statistics=_html_table(statistics_table(run.statistics)),
       origin=_html_pairs(origin.items()), config=_html_pairs(_flat(config)))
 
 
+def _published(run: Run) -> str:
+  found = published_table([run])
+  return f'<h2>Beside published accuracies</h2>{_html_table(found)}' if found else ''
+
+
+def _is_short(config: Mapping[str, Any]) -> bool:
+  """Is this what the paper's figure 1 is made of, dense LeNets to be pruned, but trained for less than its protocol has?"""
+  like_figure1 = (config.get('model', 'lenet_300_100'), config.get('protocol', 'supervised'),
+                  config['sweep'].get('algorithm', ['dense'])) == ('lenet_300_100', 'supervised', ['dense'])
+  return like_figure1 and config['steps'] < FULL_STEPS
+
+
 def _title(config: Mapping[str, Any]) -> str:
-  short = ' (short run)' if config['steps'] < FULL_STEPS else ''
+  short = ' (short run)' if _is_short(config) else ''
   return f'{config.get("title") or config["name"]} on {word(config["dataset"])}{short}'
 
 
 def _short(config: Mapping[str, Any]) -> str:
-  """A warning where the networks were trained for less than the paper's protocol has."""
-  if config['steps'] >= FULL_STEPS:
+  if not _is_short(config):
     return ''
   more = ' <code>make figure1 FULL=1</code> runs that.' if config['name'] == 'mnist_lenet' else ''
   return (f'<p class="short"><strong>A short run:</strong> {config["steps"]:,} steps, where the protocol of '
@@ -135,6 +148,7 @@ $figures
 <h2>Test accuracy (%)</h2>
 <p>By weights kept; mean ± standard deviation over n networks that differ in their seed.</p>
 $accuracy
+$published
 <h2>Statistics of the weights</h2>
 <p>Mean ± standard deviation over n networks. Sign flips: weights whose sign differs from that at initialisation, among all
 and among the survivors of layer-wise pruning at $density kept. From the smaller half: survivors whose initial magnitude was among

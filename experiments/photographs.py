@@ -26,8 +26,8 @@ def open_images(config: ml_collections.ConfigDict) -> Loads:
   """Raises DataError where there are none, or a set of another number of classes."""
   stream, around = config.stream, os.environ.get('POWERPROP_DATA')
   if not (config.data_dir or around):
-    raise UserError('photographs are needed: --config.data_dir=DIRECTORY, or the folder imagenet in $POWERPROP_DATA.')
-  root = pathlib.Path(config.data_dir or f'{around}/imagenet')
+    raise UserError(f'photographs are needed: --config.data_dir=DIRECTORY, or the folder {config.dataset} in $POWERPROP_DATA.')
+  root = pathlib.Path(config.data_dir or f'{around}/{config.dataset}')
   loads = []
   for split in ('train', 'validation'):
     source = images.open_source(root, split)

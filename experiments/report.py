@@ -3,7 +3,8 @@
   python -m experiments.report WORKDIR [WORKDIR ...]
 
 Writes figures/*.png and *.svg, table.md and report.html to each WORKDIR and prints the table; with several,
-one table of them all. A run does this by itself at its end; the command draws it again, or compares runs.
+one table of them all, and finished cells of configs/imagenet.py beside the published accuracies. A run does this by itself at
+its end; the command draws it again, or compares runs.
 """
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from experiments import commands, figures
 from experiments.errors import UserError
 from experiments.figures import Curve, Panel
 from experiments.page import Shown, page
+from experiments.published import published_table
 from experiments.results import (
   NET,
   Row,
@@ -23,6 +25,7 @@ from experiments.results import (
   accuracy_table,
   best_settings,
   groups,
+  markdown,
   nearest,
   reaches,
   read_config,
@@ -60,6 +63,8 @@ def main(argv: list[str]) -> None:
       print(f'wrote {path}')
     rows += [{**row, 'run': name} for row in read_results(workdir)]
   print(table(rows))
+  if (beside := published_table([read_run(workdir) for workdir in workdirs])) is not None:
+    print(f'\nBeside published accuracies:\n\n{markdown(beside)}')
 
 
 def write_report(workdir: Path) -> list[Path]:

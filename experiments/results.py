@@ -29,7 +29,8 @@ NAMES = {'alpha': 'α', 'optimizer': 'optimiser', 'sgd': 'SGD', 'adam': 'Adam', 
          'survivors_from_smaller_half': 'survivors from the smaller half (%)', 'kurtosis': 'excess kurtosis',
          'forward_operations': 'operations of a forward pass (% of dense)',
          'training_operations': 'operations of training (% of dense)',
-         'mnist': 'MNIST', 'fashion_mnist': 'Fashion-MNIST'}
+         'mnist': 'MNIST', 'fashion_mnist': 'Fashion-MNIST', 'cifar10': 'CIFAR-10', 'imagenet': 'ImageNet',
+         'imagenette': 'ten classes of photographs'}
 DENSITIES = (1.0, 0.3, 0.1, 0.05, 0.02)   # of a table that fits a terminal
 CONFIG = {'name': str, 'dataset': str, 'steps': int, 'batch_size': int, 'report': list, 'sweep': dict, 'prune': dict}
 RECORD = {'command': str, 'commit': (str, type(None)), 'dirty': bool, 'versions': dict, 'devices': str,
@@ -249,14 +250,14 @@ def accuracy_table(rows: Sequence[Row], densities: Sequence[float], always: Sequ
     reached = []
     for key, members in members_of.items():
       kept, accuracy = (summarise(row[name] for row in members) for name in ('density', 'test_accuracy'))
-      reached.append([*map(word, key), str(accuracy.n), _percent(kept), _percent(accuracy)])
+      reached.append([*map(word, key), str(accuracy.n), percent(kept), percent(accuracy)])
     return Table([*map(word, axes), 'n', 'kept (%)', 'accuracy (%)'], reached)
   # Runs may have densities of their own: what is nearest is asked of each group.
   columns = list(dict.fromkeys(tuple(nearest(members, density) for members in members_of.values()) for density in densities))
   lines = []
   for i, (key, members) in enumerate(members_of.items()):
     found = [summarise(row['test_accuracy'] for row in members if row['density'] == column[i]) for column in columns]
-    lines.append([*map(word, key), span(one.n for one in found), *map(_percent, found)])
+    lines.append([*map(word, key), span(one.n for one in found), *map(percent, found)])
   return Table([*map(word, axes), 'n', *(share(min(c)) if min(c) == max(c) else f'{share(min(c))} to {share(max(c))}'
                                          for c in columns)], lines)
 
@@ -271,8 +272,9 @@ def statistics_table(rows: Sequence[Row]) -> Table:
   return Table([*map(word, axes), 'n', *map(word, names)], lines)
 
 
-def _percent(summary: Summary) -> str:
-  return mean_sd(Summary(100 * summary.mean, 100 * summary.sd, summary.n), 2)
+def percent(summary: Summary, sign: str = '', decimals: int = 2) -> str:
+  """Shares in %, as `mean_sd` writes them."""
+  return mean_sd(Summary(100 * summary.mean, 100 * summary.sd, summary.n), decimals, sign)
 
 
 def _rounded(summary: Summary) -> str:

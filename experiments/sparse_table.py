@@ -26,7 +26,7 @@ from experiments.results import (
   best_settings,
   groups,
   markdown,
-  mean_sd,
+  percent,
   read_run,
   share,
   summarise,
@@ -180,10 +180,6 @@ def networks(cells: dict[tuple[str, float, float], Cell]) -> str:
 
 def reached(cell: Cell) -> str:
   return '' if cell.reached is None else f' (at {share(cell.reached)})'
-
-
-def percent(summary: Summary, sign: str = '') -> str:
-  return mean_sd(Summary(100 * summary.mean, 100 * summary.sd, summary.n), 2, sign)
 
 
 def rows_of(cells: dict[tuple[str, float, float], Cell]) -> list[Row]:

@@ -113,6 +113,8 @@ def test_page_holds_figures_tables_and_origin(figure1):
   ({'steps': 50_000}, (), ('short run', 'FULL=1')),
   ({'steps': 49_999}, ('short run', '49,999 steps', '50,000', 'make figure1 FULL=1'), ()),
   ({'steps': 3_000, 'name': 'ablation'}, ('short run', '3,000 steps'), ('FULL=1',)),
+  ({'steps': 3_000, 'model': 'resnet_50', 'protocol': 'streamed'}, (), ('short run',)),
+  ({'steps': 3_000, 'model': 'lenet_300_100', 'sweep': {'algorithm': ['rigl']}}, (), ('short run',)),
 ])
 def test_a_short_run_is_called_one(tmp_path, config, said, not_said):
   workdir = make_workdir(tmp_path / 'run', [row(0.9), row(0.8, density=0.1)], kinds=['compare'], **config)

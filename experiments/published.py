@@ -1,0 +1,62 @@
+"""Finished cells of configs/imagenet.py beside what has been published for them. Trains nothing."""
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from configs import imagenet, sweeps
+from experiments.results import Run, Table, percent, share, summarise
+
+# What may differ from the config of a cell without making it another one: what is read from where, by how many, and how often
+# something is written.
+OWN = frozenset({'data_dir', 'sweep.seed', 'stream.workers', 'stream.shards', 'stream.log_steps', 'stream.checkpoint_steps',
+                 'stream.evaluate_steps', 'stream.profile_steps', 'stream.peak_flops', 'checkpoints_kept', 'report'})
+DENSE = ('layer', 1.0)   # scope and density of a row that nothing has been pruned for
+
+
+def cell_of(run: Run) -> str | None:
+  """The name of the cell that a run is; None for runs of other configs."""
+  name = run.config['name'].removeprefix('imagenet_')
+  return name if run.config['name'] == f'imagenet_{name}' and name in imagenet.CELLS else None
+
+
+def published_table(runs: Sequence[Run]) -> Table | None:
+  """A line for each cell among `runs`, those of other seeds together: top-1 accuracy on the validation images of ImageNet, ours
+  and as published, in %, and with what settings ours differs. None where there are none."""
+  found: dict[str, list[Run]] = {}
+  for run in runs:
+    if (cell := cell_of(run)) is not None:
+      found.setdefault(cell, []).append(run)
+  lines = [_line(cell, found[cell]) for cell in imagenet.CELLS if cell in found]   # in the order of the cells
+  header = ['cell', 'n', 'kept', 'training (% of dense)', 'accuracy (%)', 'published (%)', 'difference', 'source',
+            'set otherwise']
+  return Table(header, lines) if lines else None
+
+
+def _line(cell: str, runs: Sequence[Run]) -> list[str]:
+  rows = [row for run in runs for row in run.results if not cell.startswith('dense') or (row['scope'], row['density']) == DENSE]
+  accuracy = summarise(row['test_accuracy'] for row in rows)
+  kept = summarise(row['kept'] / row['weights'] for row in rows)
+  cost = summarise(row['training_operations'] for run in runs for row in run.statistics)
+  known = sweeps.CELLS[cell]
+  beside = ['–', '–', 'none known'] if known is None else [
+      f'{known.accuracy:g}', f'{100 * accuracy.mean - known.accuracy:+z.2f}' if accuracy.n else '–', known.source]
+  otherwise = sorted({text for run in runs for text in differences(cell, run.config)})
+  return [cell, str(accuracy.n), share(kept.mean), percent(cost, decimals=1), percent(accuracy), *beside,
+          ', '.join(otherwise) or 'nothing']
+
+
+def differences(cell: str, config: Mapping[str, Any]) -> list[str]:
+  """KEY=VALUE for each key in which a run is not the cell that its name says."""
+  asked, given = _flat(imagenet.get_config(cell).to_dict()), _flat(config)
+  return [f'{key}={given.get(key)!r}' for key in sorted(asked.keys() | given.keys())
+          if key not in OWN and asked.get(key) != given.get(key)]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Values by dotted keys, tuples as the lists that they become in a file."""
+  found: dict[str, Any] = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      found |= _flat(value, f'{prefix}{key}.')
+    else:
+      found[prefix + key] = list(value) if isinstance(value, tuple) else value
+  return found
