@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import app, flags, logging
 
-from benchmarks import photographs, sparse, thresholds, training
+from benchmarks import photographs, sparse, streamed, thresholds, training
 from benchmarks.paired import Row
 from configs import mnist_lenet
 from experiments import data as datasets
@@ -34,6 +34,7 @@ MEASUREMENTS: dict[str, Callable[[train.Batches, bool], list[Row]]] = {
     'thresholds': lambda data, quick: thresholds.run(quick),
     'sparse': lambda data, quick: sparse.run(quick),
     'photographs': lambda data, quick: photographs.run(quick),
+    'streamed': lambda data, quick: streamed.run(quick),
 }
 
 QUICK = flags.DEFINE_bool('quick', False, 'Measure in shorter turns, less exactly.')

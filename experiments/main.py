@@ -19,6 +19,7 @@ import os
 import pathlib
 import re
 import sys
+import time
 import warnings
 from typing import NoReturn
 
@@ -153,13 +154,32 @@ def one_line_warnings(message, category, filename, lineno, file=None, line=None)
 
 
 def guarded(argv: list[str]) -> None:
+  """`main`, with one line for a mistake of the user's, and for the end of another process of the job."""
   try:
     main(argv)
   except UserError as error:
-    fail(str(error))
+    leave(str(error), 2)
+  except RuntimeError as error:
+    import jax
+    if not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() == 1:
+      raise
+    leave(f'process {jax.process_index()} cannot go on: {str(error).strip().splitlines()[0]} Where another process of the job '
+          'has ended, start all of them again by the same command: they go on from the last checkpoint.', 1)
   except KeyboardInterrupt:
     print('\nstopped; the same command goes on from the last checkpoint.', file=sys.stderr)
     sys.exit(130)
+
+
+def leave(message: str, code: int) -> NoReturn:
+  """Prints an error and ends the process; one of several at once, since at an orderly end it would wait for the others, and they
+  for what it was to send them."""
+  print(f'error: {message}', file=sys.stderr, flush=True)
+  jax = sys.modules.get('jax')
+  if jax is not None and jax.distributed.is_initialized():
+    sys.stdout.flush()
+    time.sleep(1)   # others that have found the same mistake can say so before their connection to this one ends
+    os._exit(code)
+  sys.exit(code)
 
 
 if __name__ == '__main__':

@@ -5,12 +5,14 @@ import re
 import jax
 import numpy as np
 import pytest
+from tiny_photographs import network
 
 from benchmarks import __main__ as command
-from benchmarks import photographs, thresholds, training
+from benchmarks import photographs, streamed, thresholds, training
 from benchmarks.paired import Times, per, ratio, row, take_turns
 from configs import mnist_lenet
 from experiments.data import jpeg
+from experiments.models import MODELS
 from experiments.train import Batches
 from powerprop import powerpropagation
 
@@ -130,3 +132,29 @@ def test_thresholds_compares_what_finds_the_same():
   x = np.random.default_rng(0).normal(size=1000).astype(np.float32)
   for function in (thresholds.bisection, thresholds.by_sort, thresholds.kth_largest):
     assert jax.jit(function)(x, 100) == sorted(abs(x))[-100]
+
+
+def test_the_bare_step_on_photographs_is_ours(monkeypatch):
+  """Two steps from the same weights, the second after a step of nearly nothing: ours is still in its warm-up."""
+  monkeypatch.setitem(MODELS, 'tiny_photographs', network)
+  monkeypatch.setattr(streamed, 'CPU', {'model': 'tiny_photographs', 'batch_size': 16, 'stream.image_size': 12,
+                                        'stream.classes': 4, 'stream.compute': 'float32'})
+  config = streamed.make_config('dense')
+  by_hand, (at, text) = streamed.bare(config), streamed.stepper(config)
+  first = float(by_hand())
+  np.testing.assert_allclose(float(at(0)()), first, rtol=1e-5)
+  np.testing.assert_allclose(float(at(0)()), first, rtol=1e-3)
+  assert float(by_hand()) < 0.99 * first
+  kinds = streamed.exchanged(text)
+  # Gradients of 1,484 parameters, and at least mean and square of BatchNorm's 24 channels, on 8 devices.
+  assert set(kinds) == {'all-reduce'} and kinds['all-reduce'][1] >= 1_484 + 2 * 24
+
+
+def test_collectives_are_counted_by_kind():
+  text = """
+  %a = f32[3,4]{1,0} all-reduce(%x), replica_groups={}
+  %b = (s32[], f32[5]{0}) all-reduce-start(%y, %z), channel_id=1
+  %c = f32[5]{0} all-reduce-done(%b)
+  ROOT %d = f32[2,2]{1,0} all-gather(%a), dimensions={0}
+  """
+  assert streamed.exchanged(text) == {'all-reduce': (2, 3 * 4 + 1 + 5), 'all-gather': (1, 4)}

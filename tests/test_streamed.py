@@ -21,13 +21,13 @@ from experiments.errors import UserError
 from experiments.models import MODELS
 
 ROOT = pathlib.Path(streamed.__file__).parents[1]
-STEPS = 12
+STEPS = 60
 
 
 def overrides(**change):
   return {'model': 'tiny_photographs', 'batch_size': 8, 'steps': STEPS, 'stream.image_size': 16, 'stream.classes': 3,
-          'stream.held_out': 6, 'stream.log_steps': 3, 'stream.checkpoint_steps': 4, 'stream.evaluate_steps': 6,
-          'sparse.every_steps': 2, 'sweep.learning_rate': (0.1,), 'sweep.sparsity': (0.5,), 'prune.sampled_weights': 100,
+          'stream.held_out': 6, 'stream.log_steps': 15, 'stream.checkpoint_steps': 20, 'stream.evaluate_steps': 30,
+          'sparse.every_steps': 10, 'sweep.learning_rate': (0.1,), 'sweep.sparsity': (0.5,), 'prune.sampled_weights': 100,
           'prune.densities': (0.5,), 'prune.figure_density': 0.5} | change
 
 
@@ -75,7 +75,7 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope='module')
 def finished(tree, cache, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('finished')
-  out, err = ended(start(tree, workdir, cache, **{'stream.profile_steps': 5}))   # of which three are left
+  out, err = ended(start(tree, workdir, cache, **{'stream.profile_steps': 100}))   # of which 51 are left
   return workdir, out, err
 
 
@@ -95,20 +95,20 @@ def test_a_run_leaves_everything(finished):
   assert (row['alpha'], row['algorithm'], row['kept'], row['weights']) == ('2.0', 'rigl', '708', '1416')
   assert 0 <= float(row['test_accuracy']) <= 1 and 0 <= float(row['validation_accuracy']) <= 1
   lines = records(workdir)
-  assert [line['step'] for line in lines] == [3, 4, 6, 8, 9, 12]
+  assert [line['step'] for line in lines] == [15, 20, 30, 40, 45, 60]
   assert all(line['images_per_second'] > 0 and 0 <= line['input_wait'] <= 1 for line in lines)
-  assert [line['step'] for line in lines if 'accuracy' in line] == [6, 12]
+  assert [line['step'] for line in lines if 'accuracy' in line] == [30, 60]
   # Of each class number 1 is CMYK and number 3 a PNG: each is named once.
   assert lines[-1]['converted_images'] > 0 and lines[-1]['replaced_images'] == 0
   assert err.count('is no JPEG in grey or YCbCr, and read by Pillow') <= 6 and f'{CLASSES[0]}_1.JPEG' in err
-  assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {'8', '12'}
+  assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {'40', '60'}
   assert len(list((workdir / 'best').iterdir())) == 1
   assert list((workdir / 'profile').rglob('*.xplane.pb'))
   for name in ('report.html', 'table.md', 'run.json', 'figures/compare.png', 'statistics.csv', 'weights.npz'):
     assert (workdir / name).stat().st_size > 0
   (statistics,) = rows(workdir, 'statistics')
   assert 0 < float(statistics['training_operations']) < 1
-  assert 'step 12/12' in out
+  assert 'step 60/60' in out
 
 
 @pytest.mark.parametrize('when', ['killed', 'killed at the end', 'asked to stop', 'damaged'])
@@ -121,20 +121,20 @@ def test_goes_on_to_the_same_numbers(finished, tree, cache, tmp_path, when):
       (mine / name).unlink()
   if when == 'killed at the end':
     out, _ = ended(start(tree, mine, cache))
-    assert 'goes on from step 12' in out
+    assert 'goes on from step 60' in out
   elif when == 'damaged':
     later = mine / 'best' / '100'   # of a step that the run has not come to again
     shutil.copytree(next((mine / 'best').iterdir()), later)
-    newest = max((path for path in (mine / 'checkpoints' / '12').rglob('*') if path.is_file() and path.name != 'sha256.json'),
+    newest = max((path for path in (mine / 'checkpoints' / '60').rglob('*') if path.is_file() and path.name != 'sha256.json'),
                  key=lambda path: path.stat().st_size)
     newest.write_bytes(bytes(len(newest.read_bytes())))
     out, err = ended(start(tree, mine, cache))
-    assert 'goes on from step 8' in out and 'cannot be read' in err
+    assert 'goes on from step 40' in out and 'cannot be read' in err
     assert not later.exists()
   else:
     workers = 0 if when == 'killed' else 2   # and after it the other way round
     process = start(tree, mine, cache, **{'stream.log_steps': 1, 'stream.workers': workers})
-    while not ((mine / 'metrics.jsonl').exists() and len(records_so_far(mine)) >= 2):
+    while len(records_so_far(mine)) < 2:
       assert process.poll() is None
       time.sleep(0.01)
     process.send_signal(signal.SIGKILL if when == 'killed' else signal.SIGTERM)
@@ -153,30 +153,106 @@ def test_goes_on_to_the_same_numbers(finished, tree, cache, tmp_path, when):
       np.testing.assert_array_equal(found[name], wanted[name])
 
 
+@pytest.mark.slow
+def test_killed_ten_times(tree, cache, tmp_path):
+  """At random moments, in training or before it; a run of 2,000 steps ends with the numbers of one that was left alone."""
+  change = {'steps': 2_000, 'stream.checkpoint_steps': 100, 'stream.evaluate_steps': 500}
+  ended(start(tree, tmp_path / 'alone', cache, **change))
+  moments, killed = np.random.default_rng(int(time.time())).uniform(0, 8, 10), 0
+  for moment in moments:
+    process = start(tree, tmp_path / 'run', cache, **change)
+    before = len(records_so_far(tmp_path / 'run'))
+    while process.poll() is None and len(records_so_far(tmp_path / 'run')) <= before:
+      time.sleep(0.01)
+    try:
+      process.wait(moment)
+    except subprocess.TimeoutExpired:
+      process.kill()
+      killed += 1
+    process.communicate(timeout=600)
+  ended(start(tree, tmp_path / 'run', cache, **change))
+  assert killed, moments
+  assert rows(tmp_path / 'run') == rows(tmp_path / 'alone'), moments
+  with np.load(tmp_path / 'run' / 'weights.npz') as found, np.load(tmp_path / 'alone' / 'weights.npz') as wanted:
+    for name in wanted:
+      np.testing.assert_array_equal(found[name], wanted[name])
+
+
 def records_so_far(workdir):
-  return [line for line in (workdir / 'metrics.jsonl').read_text().splitlines() if line.endswith('}')]
+  path = workdir / 'metrics.jsonl'
+  return [line for line in path.read_text().splitlines() if line.endswith('}')] if path.exists() else []
 
 
-@pytest.mark.parametrize('done', [0, 8])
-def test_two_hosts(finished, tree, cache, tmp_path, done):
-  """Two processes of one device each, over loopback, from the start and from a checkpoint of one process with two: its losses,
-  and the same number of weights."""
-  if done:
-    shutil.copytree(finished[0], tmp_path / 'run')
-    (tmp_path / 'run' / 'run.json').unlink()
-    shutil.rmtree(tmp_path / 'run' / 'checkpoints' / '12')
+def job(tree, workdir, cache, processes, devices, **change):
+  """So many processes of so many devices each, over loopback."""
   with socket.socket() as found:
     found.bind(('127.0.0.1', 0))
     port = found.getsockname()[1]
-  hosts = [start(tree, tmp_path / 'run', cache, f'--coordinator=127.0.0.1:{port}', '--processes=2', f'--process={i}', devices=1)
-           for i in range(2)]
-  for process in hosts:
+  return [start(tree, workdir, cache, f'--coordinator=127.0.0.1:{port}', f'--processes={processes}', f'--process={i}',
+                devices=devices, **change) for i in range(processes)]
+
+
+def seen_by_all(workdir, processes):
+  """The masks that each process of a job has held at the end, which tests/tiny_photographs.py leaves; the same for all."""
+  masks = [np.load(workdir / f'masks_{i}.npz') for i in range(processes)]
+  for other in masks[1:]:
+    assert masks[0].files == other.files
+    for name in other.files:
+      np.testing.assert_array_equal(masks[0][name], other[name])
+  return masks[0]
+
+
+def assert_alike(workdir, other):
+  """Losses and weights of two runs whose sums over the batch are in another order."""
+  assert rows(workdir)[0]['kept'] == rows(other)[0]['kept']
+  for one, two in zip(records(workdir), records(other), strict=True):
+    assert one['step'] == two['step']
+    for name, losses in one['train_loss'].items():
+      np.testing.assert_allclose(losses, two['train_loss'][name], rtol=1e-4)
+
+
+@pytest.mark.parametrize(('processes', 'devices', 'done'), [(2, 2, 0), (4, 2, 40)])
+def test_several_hosts(finished, tree, cache, tmp_path, processes, devices, done):
+  """From the start, and from a checkpoint of one process of two devices: its losses, and the same masks on all."""
+  workdir = tmp_path / 'run'
+  if done:
+    shutil.copytree(finished[0], workdir)
+    (workdir / 'run.json').unlink()
+    shutil.rmtree(workdir / 'checkpoints' / '60')
+  for process in job(tree, workdir, cache, processes, devices):
     ended(process)
-  assert rows(tmp_path / 'run')[0]['kept'] == rows(finished[0])[0]['kept']
-  for one, other in zip(records(tmp_path / 'run'), records(finished[0]), strict=True):
-    assert one['step'] == other['step']
-    for name, losses in one['train_loss'].items():   # sums over the batch in another order
-      np.testing.assert_allclose(losses, other['train_loss'][name], rtol=1e-4)
+  assert_alike(workdir, finished[0])
+  found, wanted = seen_by_all(workdir, processes), seen_by_all(finished[0], 1)
+  assert {name: int(found[name].sum()) for name in found.files} == {name: int(wanted[name].sum()) for name in wanted.files}
+
+
+def test_several_hosts_stop_and_go_on(finished, tree, cache, tmp_path):
+  """A signal to one of two processes ends both, with a checkpoint; without one of them the other ends with a line that says so;
+  and the same command goes on."""
+  workdir = tmp_path / 'run'
+
+  def interrupt(signal_number):
+    before = len(records_so_far(workdir))
+    both = job(tree, workdir, cache, 2, 1, **{'stream.log_steps': 1})
+    while len(records_so_far(workdir)) <= before:
+      assert both[0].poll() is None and both[1].poll() is None
+      time.sleep(0.01)
+    both[1].send_signal(signal_number)
+    return [(*process.communicate(timeout=600), process.returncode) for process in both]
+
+  (out, err, code), (_, _, other) = interrupt(signal.SIGTERM)
+  assert code == other == 143 and 'stopped by a signal after step' in out, err
+  (_, err, code), (_, _, other) = interrupt(signal.SIGKILL)
+  assert (code, other) == (1, -signal.SIGKILL), err
+  assert 'error: process 0 cannot go on' in err and 'by the same command' in err and 'Traceback' not in err
+  for process in job(tree, workdir, cache, 2, 1, **{'stream.log_steps': 1}):
+    ended(process)
+  assert rows(workdir)[0]['kept'] == rows(finished[0])[0]['kept']
+  lines = records(workdir)
+  assert [line['step'] for line in lines] == list(range(1, STEPS + 1))
+  wanted = {line['step']: line['train_loss'] for line in records(finished[0])}[15]   # mean of the steps from 1 on
+  for name, (loss,) in wanted.items():
+    assert np.mean([line['train_loss'][name][0] for line in lines[:15]]) == pytest.approx(loss, rel=1e-4)
 
 
 def test_a_run_that_has_ended_is_only_drawn_again(finished, tree, cache):
@@ -237,7 +313,7 @@ def test_a_dry_run_tells_what_a_run_then_does(finished):
   (statistics,) = rows(finished[0], 'statistics')
   share = float(text.partition('operations, ')[2].partition(' of dense')[0])
   assert share == pytest.approx(float(statistics['training_operations']), abs=0.002)
-  assert '1,467 parameters, 1,416 of them weights' in text and '12 steps of 8 images: 96 images' in text
+  assert '1,467 parameters, 1,416 of them weights' in text and '60 steps of 8 images: 480 images' in text
 
 
 @pytest.mark.parametrize('variant', ['dense', 'gradual', 'top_kast'])
@@ -247,8 +323,8 @@ def test_shares_by_rule(variant):
   text = dry_run.describe(config)
   found = float(text.partition('operations, ')[2].partition(' of dense')[0])
   if variant == 'gradual':
-    # Density 1 until step 100, then 1 − ½(1 − (1 − t)³) in steps of 2 until 300, then ½.
-    density = [1 - 0.5 * (1 - (1 - min(max((n // 2 * 2 - 100) / 200, 0), 1)) ** 3) for n in range(400)]
+    # Density 1 until step 100, then 1 − ½(1 − (1 − t)³) in steps of 10 until 300, then ½.
+    density = [1 - 0.5 * (1 - (1 - min(max((n // 10 * 10 - 100) / 200, 0), 1)) ** 3) for n in range(400)]
     share = np.mean(density)
   elif variant == 'dense':
     share = 1

@@ -1,4 +1,5 @@
-"""A small convolutional network with BatchNorm, and experiments.main with it among the known ones.
+"""A small convolutional network with BatchNorm, and experiments.main with it among the known ones; each process of a run leaves
+the masks that it holds at the end, in WORKDIR/masks_PROCESS.npz.
 
   python -m tests.tiny_photographs --config=... --workdir=... --config.model=tiny_photographs
 """
@@ -6,8 +7,11 @@ import runpy
 
 import haiku as hk
 import jax
+import numpy as np
 
+from experiments import streamed
 from experiments.models import MODELS, Model
+from powerprop.reparam import leaf_name
 
 
 def network(classes, bias_stddev):
@@ -21,6 +25,15 @@ def network(classes, bias_stddev):
   return Model(forward, 'output/w', 'first/w', batch_norm=True)
 
 
+def fit_and_leave_masks(setting, loads, workdir, fit=streamed.fit):
+  state, *rest = fit(setting, loads, workdir)
+  masks = jax.tree_util.tree_leaves_with_path(state.opt_state.masks.forward)
+  arrays = {leaf_name(path).replace('/', ' '): np.asarray(mask) for path, mask in masks}
+  np.savez(workdir / f'masks_{jax.process_index()}.npz', **arrays)
+  return state, *rest
+
+
 if __name__ == '__main__':
+  streamed.fit = fit_and_leave_masks
   MODELS['tiny_photographs'] = network
   runpy.run_module('experiments.main', run_name='__main__', alter_sys=True)
