@@ -1,4 +1,5 @@
 """One network on all devices: the step is that of the sweeps, whatever the layout; precision, parts of BatchNorm, checkpoints."""
+import collections
 import functools
 import math
 import re
@@ -223,17 +224,28 @@ def test_batches_on_the_devices_are_those_of_the_host():
     assert on_host.images is None and sent.images.sharding == programs.by_image(setting.mesh)
 
 
-@pytest.mark.parametrize('shards', [1, 2])
-def test_what_devices_say_to_each_other(shards, monkeypatch):
-  """A dense step: gradients, BatchNorm's sums, parameters where they are shared out; no activations, of 2,304 entries or more."""
-  monkeypatch.setattr(programs, 'SHARDED_FROM', 64)
-  setting = programs.prepare(make_config('dense', **{'stream.shards': shards}))
+def exchanged(variant, **change):
+  """What devices exchange in a compiled step: name of the collective and number of elements, for each array."""
+  setting = programs.prepare(make_config(variant, **change))
   image, label = jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 3), jnp.uint8), jax.ShapeDtypeStruct((BATCH,), jnp.int32)
   text = programs.make_step(setting).lower(setting.shapes, 0, image, label).compile().as_text()
-  said = re.findall(r'= (.*?) (all-reduce|all-gather|all-to-all|collective-permute)(?:-start)?\(', text)
-  assert {'all-reduce'} <= {name for _, name in said} and ('all-gather' in {name for _, name in said}) == (shards > 1)
-  sizes = [math.prod(int(n) for n in shape.split(',') if n) for what, _ in said for shape in re.findall(r'\[([\d,]*)\]', what)]
-  assert max(sizes) <= 1152   # the largest parameter
+  said = re.findall(r'= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(', text)
+  return [(name, math.prod(int(n) for n in shape.split(',') if n))
+          for what, name in said for shape in re.findall(r'\[([\d,]*)\]', what)]
+
+
+@pytest.mark.parametrize('shards', [1, 2])
+def test_what_devices_say_to_each_other(shards, monkeypatch):
+  """A dense step: gradients, BatchNorm's sums, parameters where they are shared out; no activations, of 2,304 entries or more.
+  RigL's: every device makes the same masks by itself; where weights are shared out, counts at three thresholds and the smallest
+  live weight go to and fro beside that, and no weights."""
+  monkeypatch.setattr(programs, 'SHARDED_FROM', 64)
+  dense, rigl = (exchanged(variant, **{'stream.shards': shards}) for variant in ('dense', 'rigl_powerprop'))
+  names = {name for name, _ in dense}
+  assert 'all-reduce' in names and ('all-gather' in names) == (shards > 1)
+  assert max(size for _, size in dense) <= 1152   # the largest parameter
+  more = collections.Counter(rigl) - collections.Counter(dense)
+  assert all(size <= 3 for _, size in more) and bool(more) == (shards > 1)
 
 
 def test_the_model_of_haiku():
