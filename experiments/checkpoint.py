@@ -2,24 +2,23 @@
 import hashlib
 import json
 import logging
-import math
 import pathlib
 import warnings
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from experiments.errors import UserError
 from experiments.workdir import write_atomic
+from powerprop import masks
 
 DIGESTS = 'sha256.json'   # in the folder of a checkpoint: its files and their checksums
 
 
 def pack(tree: Any) -> Any:
   """Masks, bool [K, ...], as one bit a weight, uint8 [K, bytes]; other leaves as they are."""
-  return jax.tree.map(lambda x: jnp.packbits(x.reshape(x.shape[0], -1), axis=1) if _is_mask(x) else x, tree)
+  return jax.tree.map(lambda x: jax.vmap(masks.pack)(x) if _is_mask(x) else x, tree)
 
 
 def unpack(tree: Any, like: Any) -> Any:
@@ -27,8 +26,8 @@ def unpack(tree: Any, like: Any) -> Any:
   def leaf(x: Any, wanted: Any) -> Any:
     if not _is_mask(wanted):
       return x
-    size = math.prod(wanted.shape[1:])
-    return jnp.unpackbits(x, axis=1, count=size).reshape(wanted.shape).astype(bool)
+    one = jax.ShapeDtypeStruct(wanted.shape[1:], bool)
+    return jax.vmap(lambda bits: masks.unpack(bits, one))(x)
   return jax.tree.map(leaf, tree, like)
 
 

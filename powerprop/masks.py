@@ -5,6 +5,7 @@ Everything here runs under jit, vmap and scan, and on sharded arrays, whose layo
 inside `jax.shard_map`, which wants check_vma=False, it sees the shard. What measures a tree measures
 all its entries together; `jax.tree.map` over the same function measures leaf by leaf.
 """
+import math
 from typing import Any
 
 import jax
@@ -185,6 +186,38 @@ def intersection_over_union(a: Any, b: Any) -> jax.Array:
   pairs = _pairs(a, b)
   size = sum(x.size for x, _ in pairs)
   return _share([x & y for x, y in pairs], size) / _share([x | y for x, y in pairs], size)
+
+
+# ---- one bit a weight --------------------------------------------------------------------------------------
+
+
+def pack(masks: Any) -> Any:
+  """Masks as one bit a weight, to be kept: uint8 [⌈n / 8⌉] for each [...] bool of n entries, row by row, the first entry in the
+  highest bit, zeros after the last; None stays None.
+
+  Raises: ValueError for a leaf that is not bool.
+  """
+  def leaf(path: Any, mask: Any) -> jax.Array:
+    check_mask(mask, mask, path)
+    return jnp.packbits(jnp.ravel(mask))
+  return jax.tree_util.tree_map_with_path(leaf, masks)
+
+
+def unpack(bits: Any, like: Any) -> Any:
+  """What `pack` was given: bool of the shapes of `like`, a tree of arrays or shapes; None where the bits are None.
+
+  Raises: ValueError where structures or numbers of bytes do not fit, with the leaf.
+  """
+  def leaf(path: Any, packed: Any, x: Any) -> Any:
+    if packed is None:
+      return None
+    size = math.prod(jnp.shape(x))
+    if packed.dtype != jnp.uint8 or packed.shape != (-(-size // 8),):
+      raise ValueError(f'a mask of {size} entries is uint8 {(-(-size // 8),)} in bits; got {packed.dtype} {packed.shape} at '
+                       f'{jax.tree_util.keystr(path)}')
+    return jnp.unpackbits(packed, count=size).reshape(jnp.shape(x)).astype(bool)
+  check_structure('bits', bits, 'the tree', like, is_leaf=is_none)
+  return jax.tree_util.tree_map_with_path(leaf, bits, like, is_leaf=is_none)
 
 
 def is_none(x: Any) -> bool:

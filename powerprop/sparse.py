@@ -80,6 +80,8 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
   """
   if not isinstance(updater, SparsityUpdater):
     raise ValueError(f'sparsify takes an updater of powerprop.updaters, got {type(updater).__name__}.')
+  if isinstance(inner, Outermost):
+    raise ValueError('sparsify moves masked weights to 0, and what is within must let it: put protect around it, not inside.')
   if not entry >= 0:
     raise ValueError(f'entry must be at least 0, got {entry!r}.')
   reparam = powerpropagation(1.0) if reparam is None else reparam

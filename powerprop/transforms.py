@@ -16,7 +16,7 @@ Update = Callable[[Tree, Any, Tree], tuple[Tree, Any]]   # optax's: (gradients, 
 
 
 class Outermost(optax.GradientTransformationExtraArgs):
-  """A transformation whose updates nothing around it may change: what `sparsify` gives."""
+  """A transformation whose updates nothing around it may change: what `sparsify` and `protect` give."""
 
 
 def target_propagation(inner: optax.GradientTransformation, reparam: Reparam) -> optax.GradientTransformationExtraArgs:
@@ -77,7 +77,8 @@ def _wrap(inner: optax.GradientTransformation, reparam: Reparam, seen: Callable[
     raise ValueError(f'an optax transformation and a Reparam are wanted, in this order; got {type(inner).__name__} and '
                      f'{type(reparam).__name__}.')
   if isinstance(inner, Outermost):
-    raise ValueError('sparsify stands outermost: sparsify(target_propagation(inner, reparam), updater, reparam).')
+    raise ValueError('what sparsify or protect makes stands outermost: sparsify(target_propagation(inner, reparam), updater, '
+                     'reparam), protect(target_propagation(inner, reparam)).')
   inner = optax.with_extra_args_support(inner)
 
   def init(params: Tree) -> Any:

@@ -512,7 +512,7 @@ def test_what_is_chained_after_sparsify_is_refused():
 
 @pytest.mark.parametrize('wrapper', [target_propagation, backpropagation])
 def test_the_other_order_is_refused(wrapper):
-  with pytest.raises(ValueError, match='sparsify stands outermost'):
+  with pytest.raises(ValueError, match='what sparsify or protect makes stands outermost'):
     wrapper(sparsify(optax.sgd(0.1), RULES['gradual']()), powerpropagation(2.0))
 
 

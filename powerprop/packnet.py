@@ -1,0 +1,198 @@
+"""PackNet and EfficientPackNet: task after task in one network, each in some of its weights (Algorithm 1 of the paper).
+
+  for each task t:
+    train on it, weights of earlier tasks protected            protect, with_free
+    P ← score of all weights on the held-out set of task t
+    for s from the densest to the sparsest:                    search, search_binary
+      M_t ← the ⌊s · dim⌋ weights of largest |φ|               efficient_masks; packnet_masks
+      until the score of φ ∘ M_t is γP or less; M_t is the last one before
+    M_b ← ¬∨ M_i                                               task_masks.remember, free
+    weights that are free begin anew at Ψ⁻¹(θ), θ ~ p(θ)       reinitialise
+
+The printed loop keeps the first mask that *fails*, scores it on "task T", and calls s a sparsity rate although TopK keeps
+⌊s · dim⌋. Here the mask is the last that passed, scored on the current task, and s is a density. No number of tasks is asked for
+in advance.
+
+Source: Schwarz et al. 2021 (arXiv:2110.00296), section 4; PackNet: Mallya & Lazebnik 2018 (arXiv:1711.05769).
+"""
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from powerprop import masks
+from powerprop.masks import is_none
+from powerprop.protection import keep
+from powerprop.reparam import Tree
+from powerprop.task_masks import Memory, free
+
+Choose = Callable[[Any], Tree]            # number of weights, or a tree of numbers → mask
+Evaluate = Callable[[Tree], jax.Array]    # mask → score on the held-out set, the higher the better, at least 0
+
+
+# ---- one mask --------------------------------------------------------------------------------------------------------
+
+
+def efficient_masks(phi: Tree, count: Any) -> Tree:
+  """EfficientPackNet's choice: the weights of largest |φ| among all, those of earlier tasks included, which are thus reused.
+
+  Args:
+    phi: shared leaves, None in place of others: `task_masks.shared(memory, phi)`.
+    count: integer scalar, one threshold for all leaves, as in the paper; or a tree of integers, one for each leaf.
+  Returns: tree of bool like `phi`, exactly `count` of them True.
+  """
+  return masks.top_k_global(phi, count) if _one(count) else masks.layerwise(phi, count)
+
+
+def packnet_masks(phi: Tree, free: Tree, count: Any) -> Tree:
+  """PackNet's choice: all weights of earlier tasks, and `count` new ones, of largest |φ| among the free.
+
+  Where fewer are free, it takes them all.
+
+  Args:
+    phi: shared leaves, None in place of others.
+    free: tree of bool like `phi`, or like all parameters.
+    count: as for `efficient_masks`; PackNet's own is a number for each layer.
+  Source: Mallya & Lazebnik 2018, section 3.
+  """
+  live = jax.tree.map(lambda x, f: None if x is None else f, phi, free, is_leaf=is_none)
+  new = masks.top_k_global(phi, count, live) if _one(count) else masks.layerwise(phi, count, live)
+  return jax.tree.map(lambda n, f: n | ~f, new, live)
+
+
+def make_counts(phi: Tree, densities: Sequence[float], layerwise: bool = False) -> Any:
+  """⌊s · dim⌋ for each density, to be given to a search: int32 [D], or a tree of them for one number a leaf.
+
+  A product that is whole but for rounding, as 0.29 · 100, is that number.
+
+  Args:
+    phi: shared leaves, or their shapes, None in place of others.
+    densities: shares of weights kept, increasing, in (0, 1].
+  Raises: ValueError for other densities, and for one that keeps no weight of a leaf.
+  """
+  if not densities or list(densities) != sorted(set(densities)) or not 0 < densities[0] <= densities[-1] <= 1:
+    raise ValueError(f'densities increase and lie in (0, 1]; got {list(densities)!r}.')
+
+  def of(size: int) -> jax.Array:
+    found = [math.floor(s * size + 1e-6) for s in densities]
+    if found[0] < 1:
+      raise ValueError(f'density {densities[0]:g} keeps less than one of {size} weights.')
+    return jnp.array(found, jnp.int32)
+  if layerwise:
+    return jax.tree.map(lambda x: of(math.prod(jnp.shape(x))), phi)
+  return of(sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(phi)))
+
+
+# ---- the sparsest mask that is good enough ---------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+  mask: Tree
+  count: Any            # the one that the mask was chosen by: int32 scalar, or a tree of them
+  score: jax.Array      # of the mask
+  met: jax.Array        # bool. False: not even the densest passes, and the mask is the densest. To be warned of
+  scores: jax.Array     # of all that were tried: by `search` in the order of counts, by `search_binary` in that of its steps
+
+
+def search(evaluate: Evaluate, choose: Choose, counts: Any, dense_score: jax.Array, gamma: float | jax.Array,
+           side_by_side: bool = True) -> Found:
+  """Lines 6 to 11 of Algorithm 1: from the densest mask to the sparsest, the last before the first whose score is not above γP.
+
+  All candidates are scored in one program, none of them twice, and the walk is over their scores: what it skips is computed and
+  not looked at.
+
+      counts = packnet.make_counts(task_masks.shared(memory, phi), [0.05, 0.1, 0.2, 0.4])
+      found = packnet.search(
+          lambda mask: accuracy(reparam.weights(masks.apply(mask, phi)), held_out),
+          lambda count: packnet.efficient_masks(task_masks.shared(memory, phi), count),
+          counts, accuracy(reparam.weights(phi), held_out), gamma=0.98)
+
+  Args:
+    evaluate: mask → score of φ ∘ M, at least 0; NaN does not pass.
+    choose: count → mask.
+    counts: int32 [D], increasing, or a tree of them, as `make_counts` makes it.
+    dense_score: P, on the same held-out set of the same task.
+    gamma: γ in [0, 1], traced or not.
+    side_by_side: score all masks in one batch, which holds D of them; else one after another.
+  Raises: ValueError when counts have no common length.
+  """
+  lengths = {jnp.shape(x) for x in jax.tree.leaves(counts)}
+  if len(lengths) != 1 or len(next(iter(lengths))) != 1 or next(iter(lengths)) == (0,):
+    raise ValueError(f'counts are of one length, at least 1, one for each candidate; got the shapes {sorted(lengths)}.')
+  # A threshold is searched for in a branch, which vmap would take both sides of.
+  if side_by_side:
+    scores = jax.vmap(evaluate)(lax.map(choose, counts))
+  else:
+    scores = lax.map(lambda count: evaluate(choose(count)), counts)
+  passes = scores > gamma * dense_score
+  run = jnp.sum(jnp.cumprod(passes[::-1].astype(jnp.int32)))   # how many pass before the first that does not
+  index = scores.shape[0] - jnp.maximum(run, 1)
+  count = jax.tree.map(lambda x: x[index], counts)
+  return Found(choose(count), count, scores[index], run > 0, scores)
+
+
+def search_binary(evaluate: Evaluate, choose: Choose, least: Any, most: Any, dense_score: jax.Array, gamma: float | jax.Array,
+                  steps: int) -> Found:
+  """A count between two by bisection: the sparsest mask that passes, if all denser ones pass as well, in `steps` + 1 evaluations.
+
+    s_0 = most;   s_i = ⌊(lo + hi) / 2⌋ with hi the smallest that passed and lo the largest that did not, at first `least`
+
+  `least` itself is scored only when nothing lies between. Where several leaves have a number each, all are halved at once.
+
+  Args:
+    evaluate, choose, dense_score, gamma: as for `search`.
+    least, most: integers, traced or not, or trees of them.
+    steps: of bisection; each halves the range.
+  Raises: ValueError for a negative number of steps.
+  Source: Schwarz et al. 2021, section 4 (a).
+  """
+  if steps < 0:
+    raise ValueError(f'steps is at least 0; got {steps}.')
+  least, most = (jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), tree) for tree in (least, most))
+  first = evaluate(choose(most))
+  met = first > gamma * dense_score
+  scores = jnp.full((steps + 1,), first)
+
+  def halve(i: Any, carry: Any) -> Any:
+    low, high, score, scores = carry
+    middle = jax.tree.map(lambda a, b: a + (b - a) // 2, low, high)
+    now = evaluate(choose(middle))
+    good = met & (now > gamma * dense_score)
+    low = jax.tree.map(lambda a, m: jnp.where(good, a, m), low, middle)
+    high = jax.tree.map(lambda b, m: jnp.where(good, m, b), high, middle)
+    return low, high, jnp.where(good, now, score), scores.at[i + 1].set(now)
+  _, count, score, scores = lax.fori_loop(0, steps, halve, (least, most, first, scores))
+  return Found(choose(count), count, score, met, scores)
+
+
+# ---- between two tasks -----------------------------------------------------------------------------------------------
+
+
+def reinitialise(memory: Memory, phi: Tree, fresh: Tree, how: str = 'fresh') -> Tree:
+  """Weights that are free begin anew, as at initialisation: line 13 of Algorithm 1. Protected ones keep their bits.
+
+  Leaves of the tasks' own begin anew as well, whatever `how` says.
+
+  Args:
+    memory: with the mask of the task that has ended.
+    phi: at its end.
+    fresh: Ψ⁻¹(θ) with θ from the initial distribution: `reparam.inverse(net.init(key, x))`, of another key for each task.
+    how: 'fresh'; 'left': free weights go on from where they are, which the authors found slightly worse; 'zero', as PackNet
+      leaves them, is a critical point for α > 1: such weights never move again, and no later task can use them.
+  Raises: ValueError for another word.
+  """
+  if how not in ('fresh', 'left', 'zero'):
+    raise ValueError(f"how is 'fresh', 'left' or 'zero'; got {how!r}.")
+
+  def start(x: jax.Array, new: jax.Array, bits: Any) -> jax.Array:
+    if bits is None or how == 'fresh':
+      return new
+    return x if how == 'left' else jnp.zeros_like(x)
+  return keep(free(memory, phi), jax.tree.map(start, phi, fresh, memory.bits), phi)
+
+
+def _one(count: Any) -> bool:
+  return jax.tree_util.treedef_is_leaf(jax.tree.structure(count))

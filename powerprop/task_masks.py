@@ -1,0 +1,219 @@
+"""What a network that learns task after task has to remember of each: a mask of one bit a weight, and the leaves of its own.
+
+Every leaf of the parameters is one of three, decided once, by `begin`:
+
+  shared   a task uses some of its entries, by a mask, and those are protected from then on
+  own      every task has a leaf of its own: a head, biases, BatchNorm. It is stored with the task, and always free
+  frozen   it is learned with the first task and protected, all of it, as long as any task is remembered
+
+All functions are pure and run under jit, vmap over seeds and lax.map. What training needs is `free` alone, whose shapes never
+change: neither another task nor a larger memory compiles it anew.
+"""
+import math
+import operator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from powerprop.masks import apply, is_none, pack, unpack
+from powerprop.reparam import Reparam, Tree, Where, describe_leaves, is_weight, leaf_name
+from powerprop.thresholds import check_structure
+
+
+class Memory(NamedTuple):
+  """Tasks in slots; a slot that is not in use is all zeros. Trees like the parameters, from which leaves have their names."""
+  bits: Tree        # shared leaves: uint8 [slots, bytes], a mask packed as by `masks.pack`; None for the others
+  own: Tree         # leaves of the tasks' own: [slots, ...]; None for the others
+  here: jax.Array   # bool [slots]
+
+
+def begin(params: Tree, slots: int = 8, where: Where = is_weight, rest: str = 'frozen',
+          heads: Where | None = None) -> Memory:
+  """A memory of no task.
+
+  Args:
+    params: parameters, or their shapes. What Haiku keeps as state, such as running averages of BatchNorm, may be among them
+      (hk.data_structures.merge).
+    slots: tasks that there is room for; `grow` makes more.
+    where: predicate of leaf name and leaf: the shared ones.
+    rest: 'frozen' or 'own': what becomes of leaves that are neither shared nor heads (biases, normalisation). Statistics of
+      BatchNorm that are frozen also have to be left alone by the caller, by `protection.keep`.
+    heads: predicate of the leaves that every task has for itself, whatever `where` says of them. None: one shared head.
+  Raises: ValueError when no leaf is shared, for less than one slot, and for another word.
+  """
+  if slots < 1:
+    raise ValueError(f'a memory has at least one slot; got {slots}.')
+  if rest not in ('frozen', 'own'):
+    raise ValueError(f"rest is 'frozen' or 'own'; got {rest!r}.")
+
+  def kind(path: Any, x: Any) -> str:
+    name = leaf_name(path)
+    if heads is not None and heads(name, x):
+      return 'own'
+    return 'shared' if where(name, x) else rest
+  kinds = jax.tree_util.tree_map_with_path(kind, params)
+  if 'shared' not in jax.tree.leaves(kinds):
+    raise ValueError(f'tasks share none of these leaves: {describe_leaves(params)}.')
+  bits = jax.tree.map(lambda k, x: jnp.zeros((slots, -(-math.prod(x.shape) // 8)), jnp.uint8) if k == 'shared' else None,
+                      kinds, params)
+  own = jax.tree.map(lambda k, x: jnp.zeros((slots, *x.shape), x.dtype) if k == 'own' else None, kinds, params)
+  return Memory(bits, own, jnp.zeros(slots, bool))
+
+
+def grow(memory: Memory, slots: int) -> Memory:
+  """The same tasks with room for `slots`. Raises: ValueError for fewer than there are."""
+  missing = slots - memory.here.shape[0]
+  if missing < 0:
+    raise ValueError(f'a memory grows; it has {memory.here.shape[0]} slots, and {slots} were asked for.')
+  return jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros((missing, *x.shape[1:]), x.dtype)]), memory)
+
+
+def remember(memory: Memory, task: int | jax.Array, mask: Tree, params: Tree) -> Memory:
+  """Stores a task: its mask, and its own leaves as they are in `params`. A task that was there before is replaced.
+
+  Args:
+    task: slot, traced or not. A traced one without a slot is dropped in silence.
+    mask: tree of bool, None for leaves that are not shared, as `shared` makes them.
+    params: φ at the end of the task.
+  Raises: ValueError for a task without a slot, and for masks or parameters of another structure or shape.
+  """
+  task = _slot(memory, task)
+  check_structure('the mask', mask, 'the shared leaves', memory.bits)
+  _check(memory, params)
+  packed = pack(jax.tree.map(lambda x, m: m, shared(memory, params), mask))
+  bits = jax.tree.map(lambda old, new: old.at[task].set(new, mode='drop'), memory.bits, packed)
+  own = jax.tree.map(lambda x, old: None if old is None else old.at[task].set(x, mode='drop'), params, memory.own)
+  return Memory(bits, own, memory.here.at[task].set(True, mode='drop'))
+
+
+def forget(memory: Memory, task: int | jax.Array) -> Memory:
+  """The memory without a task: weights that no other task uses are free again. They keep their values until something moves them.
+
+  Raises: ValueError for a task without a slot.
+  """
+  task = _slot(memory, task)
+  return jax.tree.map(lambda x: x.at[task].set(jnp.zeros_like(x[0]), mode='drop'), memory)
+
+
+def recall(memory: Memory, task: int | jax.Array, params: Tree) -> Tree:
+  """The parameters that the network has on a task: weights outside its mask 0, its own leaves, frozen leaves as they are.
+
+    net.apply(reparam.weights(recall(memory, task, phi)), x)
+
+  They are the same to the last bit whatever was learned since. Of a task that is not remembered all weights are 0.
+
+  Args:
+    task: slot, traced or not; an array of tasks goes through vmap or lax.map.
+    params: φ; or θ, where `remember` was given θ.
+  Raises: ValueError for a task without a slot, and for parameters of another structure.
+  """
+  task = _slot(memory, task)
+  seen = apply(task_mask(memory, task, params), params)
+  return jax.tree.map(lambda x, own: x if own is None else own[task], seen, memory.own)
+
+
+def export(memory: Memory, task: int | jax.Array, phi: Tree, reparam: Reparam) -> Tree:
+  """The weights θ of one task, for a network of its own: nothing of other tasks is left in them.
+
+  Shared leaves are exact zeros outside the mask, which any compression finds.
+  """
+  return reparam.weights(recall(memory, task, phi))
+
+
+def task_mask(memory: Memory, task: int | jax.Array, like: Tree) -> Tree:
+  """Mask of a task: bool in the shapes of `like`, parameters or their shapes; None for leaves that are not shared."""
+  task = _slot(memory, task)
+  return unpack(jax.tree.map(lambda bits: bits[task], memory.bits), shared(memory, like))
+
+
+def free(memory: Memory, params: Tree) -> Tree:
+  """¬∨ M_t: what the next task may change; bool like all parameters, for `with_free`. Line 12 of Algorithm 1.
+
+  Leaves of the tasks' own are free; frozen ones as long as no task is remembered.
+  """
+  _check(memory, params)
+  used = unpack(jax.tree.map(_union, memory.bits), shared(memory, params))
+  first = ~jnp.any(memory.here)
+
+  def leaf(x: Any, mask: Any, own: Any) -> jax.Array:
+    if mask is not None:
+      return ~mask
+    return jnp.ones(jnp.shape(x), bool) if own is not None else jnp.broadcast_to(first, jnp.shape(x))
+  return jax.tree.map(leaf, params, used, memory.own)
+
+
+def shared(memory: Memory, tree: Tree) -> Tree:
+  """The shared leaves of a tree like the parameters, None in place of the others: what masks are chosen among.
+
+  Raises: ValueError for another structure.
+  """
+  _check(memory, tree)
+  return jax.tree.map(lambda x, bits: None if bits is None else x, tree, memory.bits)
+
+
+class Capacity(NamedTuple):
+  """Shares are of all entries of shared leaves, float32."""
+  used: jax.Array     # [slots]: in the mask of the task
+  new: jax.Array      # [slots]: in no mask of a slot before
+  reused: jax.Array   # [slots]: in one of those, too
+  total: jax.Array    # in any mask
+  left: jax.Array     # int32: entries in no mask
+  size: jax.Array     # int32: entries
+  tasks: jax.Array    # int32: tasks remembered
+  more: jax.Array     # float32: tasks that still fit at the mean of `new`; inf where that is 0
+
+
+def capacity(memory: Memory, params: Tree) -> Capacity:
+  """How full the network is. Counted in the packed bits: nothing of the size of the parameters is made."""
+  leaves = jax.tree.leaves(memory.bits)
+  size = sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(shared(memory, params)))
+
+  def ones(packed: list[jax.Array]) -> jax.Array:
+    return sum((jnp.sum(lax.population_count(x).astype(jnp.int32)) for x in packed), start=jnp.int32(0))
+
+  def add(before: list[jax.Array], now: list[jax.Array]) -> tuple[list[jax.Array], tuple[jax.Array, jax.Array]]:
+    after = [a | b for a, b in zip(before, now, strict=True)]
+    return after, (ones(now), ones([a ^ b for a, b in zip(after, before, strict=True)]))
+  union, (used, new) = lax.scan(add, [jnp.zeros_like(x[0]) for x in leaves], leaves)
+  total, tasks = ones(union), jnp.sum(memory.here, dtype=jnp.int32)
+  left = size - total
+  more = jnp.where(total > 0, left * (tasks / jnp.maximum(total, 1)), jnp.inf)
+  return Capacity(used / size, new / size, (used - new) / size, total / size, left, jnp.int32(size), tasks, more)
+
+
+def check_room(capacity: Capacity, least: int = 1) -> None:
+  """Refuses another task where fewer than `least` weights are free: before it begins, when all that is remembered is untouched.
+
+  Args:
+    capacity: of one memory, or of several that were mapped over: concrete, outside jit.
+  Raises: ValueError with the numbers.
+  """
+  left = np.ravel(np.asarray(capacity.left))
+  if left.min() < least:
+    i = int(left.argmin())
+    tasks, size = (int(np.ravel(np.asarray(x))[i]) for x in (capacity.tasks, capacity.size))
+    raise ValueError(f'no room for another task: {tasks} tasks use {size - int(left[i])} of {size} weights, {int(left[i])} are '
+                     f'free and at least {least} are wanted; forget a task, or choose sparser masks.')
+
+
+def _union(bits: jax.Array) -> jax.Array:
+  return lax.reduce(bits, np.uint8(0), lax.bitwise_or, (0,))
+
+
+def _slot(memory: Memory, task: int | jax.Array) -> int | jax.Array:
+  slots = memory.here.shape[0]
+  try:
+    known = operator.index(task)
+  except (TypeError, jax.errors.TracerIntegerConversionError):
+    return task
+  if not 0 <= known < slots:
+    raise ValueError(f'task {known} has no slot: the memory has {slots}, from 0 on; grow(memory, slots) makes more.')
+  return task
+
+
+def _check(memory: Memory, tree: Tree) -> None:
+  trees = [jax.tree.map(lambda x: 0, t, is_leaf=is_none) for t in (tree, memory.bits)]
+  check_structure('the tree', trees[0], 'the memory', trees[1])
