@@ -253,7 +253,7 @@ def _equation(eqn: Any, operands: list[Origin], sizes: dict[str, int]) -> tuple[
     body = getattr(jaxpr, 'jaxpr', jaxpr)
     if _shapes(body.invars) == _shapes(eqn.invars) and _shapes(body.outvars) == _shapes(eqn.outvars):
       return _walk(jaxpr, operands, sizes)
-  if name in _REFUSED or any(_has_products(jaxpr) for jaxpr in inner):
+  if name in _REFUSED or any(has_products(jaxpr) for jaxpr in inner):
     raise ValueError(f'the operations inside {name} are not counted: write it as plain products, or count it by itself.')
   if name == 'select_n':   # its first operand says which of the others
     operands = operands[1:]
@@ -273,7 +273,7 @@ def _scan(eqn: Any, operands: list[Origin], sizes: dict[str, int]) -> tuple[Tall
 
 
 def _while(eqn: Any, operands: list[Origin], sizes: dict[str, int]) -> tuple[Tally, list[Origin]]:
-  if any(_has_products(jaxpr) for jaxpr in _inner(eqn)):
+  if any(has_products(jaxpr) for jaxpr in _inner(eqn)):
     raise ValueError('a while loop with products in it has no number of operations: its turns are not in its shapes. Use scan, '
                      'or fori_loop with bounds that are Python numbers.')
   operands = operands[eqn.params['cond_nconsts']:]
@@ -327,8 +327,8 @@ def _inner(eqn: Any) -> list[Any]:
   return [x for x in found if hasattr(x, 'eqns')]
 
 
-def _has_products(jaxpr: Any) -> bool:
-  return any(eqn.primitive.name in _PRODUCTS or eqn.primitive.name in _REFUSED or any(map(_has_products, _inner(eqn)))
+def has_products(jaxpr: Any) -> bool:
+  return any(eqn.primitive.name in _PRODUCTS or eqn.primitive.name in _REFUSED or any(map(has_products, _inner(eqn)))
              for eqn in jaxpr.eqns)
 
 

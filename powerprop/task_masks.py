@@ -20,7 +20,7 @@ from jax import lax
 
 from powerprop.masks import apply, is_none, pack, unpack
 from powerprop.reparam import Reparam, Tree, Where, describe_leaves, is_weight, leaf_name
-from powerprop.thresholds import check_structure
+from powerprop.thresholds import check_mask, check_structure
 
 
 class Memory(NamedTuple):
@@ -83,7 +83,8 @@ def remember(memory: Memory, task: int | jax.Array, mask: Tree, params: Tree) ->
   task = _slot(memory, task)
   check_structure('the mask', mask, 'the shared leaves', memory.bits)
   _check(memory, params)
-  packed = pack(jax.tree.map(lambda x, m: m, shared(memory, params), mask))
+  jax.tree_util.tree_map_with_path(lambda path, x, m: check_mask(m, x, path), shared(memory, params), mask)
+  packed = pack(mask)
   bits = jax.tree.map(lambda old, new: old.at[task].set(new, mode='drop'), memory.bits, packed)
   own = jax.tree.map(lambda x, old: None if old is None else old.at[task].set(x, mode='drop'), params, memory.own)
   return Memory(bits, own, memory.here.at[task].set(True, mode='drop'))
@@ -195,8 +196,8 @@ def check_room(capacity: Capacity, least: int = 1) -> None:
   if left.min() < least:
     i = int(left.argmin())
     tasks, size = (int(np.ravel(np.asarray(x))[i]) for x in (capacity.tasks, capacity.size))
-    raise ValueError(f'no room for another task: {tasks} tasks use {size - int(left[i])} of {size} weights, {int(left[i])} are '
-                     f'free and at least {least} are wanted; forget a task, or choose sparser masks.')
+    raise ValueError(f'no room for another task: of {size} weights {size - int(left[i])} are in use (tasks: {tasks}), and '
+                     f'{int(left[i])} are free where at least {least} are wanted; forget a task, or choose sparser masks.')
 
 
 def _union(bits: jax.Array) -> jax.Array:
@@ -208,7 +209,7 @@ def _slot(memory: Memory, task: int | jax.Array) -> int | jax.Array:
   try:
     known = operator.index(task)
   except (TypeError, jax.errors.TracerIntegerConversionError):
-    return task
+    return jnp.where(jnp.less(task, 0), slots, task)   # no slot either, though an index counts from the end
   if not 0 <= known < slots:
     raise ValueError(f'task {known} has no slot: the memory has {slots}, from 0 on; grow(memory, slots) makes more.')
   return task

@@ -1,0 +1,213 @@
+"""The memory of tasks against Python's own sets, and what becomes of leaves that no mask is for."""
+import functools
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from powerprop import powerpropagation, protection, task_masks
+from powerprop.task_masks import Memory
+
+RNG = np.random.default_rng(11)
+PARAMS = {'a': {'w': jnp.asarray(RNG.normal(size=(5, 7)), jnp.float32), 'b': jnp.arange(7.0)},
+          'head': {'w': jnp.asarray(RNG.normal(size=(7, 3)), jnp.float32), 'b': jnp.arange(3.0)}}
+SIZE = 35 + 21
+
+
+def is_head(name, leaf):
+  return name.startswith('head')
+
+
+def random_mask(rng, share=0.3):
+  return {'a': {'w': jnp.asarray(rng.random((5, 7)) < share), 'b': None},
+          'head': {'w': jnp.asarray(rng.random((7, 3)) < share), 'b': None}}
+
+
+def as_set(mask):
+  return {(layer, *map(int, i)) for layer in mask for i in np.argwhere(np.asarray(mask[layer]['w']))}
+
+
+def bits(x):
+  return np.asarray(x).view(np.uint8)
+
+
+def equal(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  jax.tree.map(lambda x, y: np.testing.assert_array_equal(bits(x), bits(y)), a, b)
+
+
+def test_a_random_life_of_a_memory():
+  """Remember, replace, forget and grow in any order: masks, what is free, and capacity as by sets of coordinates."""
+  rng = np.random.default_rng(5)
+  memory, tasks = task_masks.begin(PARAMS, slots=4), {}
+  remember, forget = jax.jit(task_masks.remember), jax.jit(task_masks.forget)
+  see = jax.jit(lambda m, t: (task_masks.free(m, PARAMS), task_masks.capacity(m, PARAMS), task_masks.task_mask(m, t, PARAMS)))
+  for move in range(24):
+    if move == 12:
+      memory = task_masks.grow(memory, 6)
+    slot = int(rng.integers(4 if move < 12 else 6))
+    if tasks and rng.random() < 0.3:
+      slot = int(rng.choice(list(tasks)))
+      memory = forget(memory, slot)
+      del tasks[slot]
+    else:
+      mask = random_mask(rng)
+      memory, tasks[slot] = remember(memory, slot, mask, PARAMS), as_set(mask)
+    free, capacity, mask = see(memory, slot)
+    union = set().union(*tasks.values())
+    assert as_set({k: {'w': ~free[k]['w']} for k in free}) == union
+    assert as_set(mask) == tasks.get(slot, set())
+    slots = memory.here.shape[0]
+    before = [set().union(*(tasks[i] for i in tasks if i < t)) for t in range(slots)]
+    used = [len(tasks.get(t, ())) for t in range(slots)]
+    new = [len(tasks.get(t, set()) - before[t]) for t in range(slots)]
+    np.testing.assert_allclose(capacity.used, np.array(used) / SIZE, rtol=1e-6)
+    np.testing.assert_allclose(capacity.new, np.array(new) / SIZE, rtol=1e-6)
+    np.testing.assert_allclose(capacity.reused, (np.array(used) - new) / SIZE, rtol=1e-6)
+    np.testing.assert_allclose(capacity.total, len(union) / SIZE, rtol=1e-6)
+    assert (int(capacity.left), int(capacity.size), int(capacity.tasks)) == (SIZE - len(union), SIZE, len(tasks))
+    np.testing.assert_allclose(capacity.more, (SIZE - len(union)) / (sum(new) / len(tasks)) if sum(new) else np.inf, rtol=1e-6)
+
+
+def test_forgetting_frees_what_nobody_else_uses():
+  """By hand: of the first task's {0, 1, 2} the second uses {2, 3}."""
+  params = {'l': {'w': jnp.ones((2, 3))}}
+  def of(*kept):
+    return {'l': {'w': jnp.asarray(np.isin(np.arange(6), kept).reshape(2, 3))}}
+  memory = task_masks.remember(task_masks.begin(params, 2), 0, of(0, 1, 2), params)
+  memory = task_masks.remember(memory, 1, of(2, 3), params)
+  equal(task_masks.free(memory, params), of(4, 5))
+  equal(task_masks.free(task_masks.forget(memory, 0), params), of(0, 1, 4, 5))
+  assert task_masks.capacity(memory, params).reused.tolist() == pytest.approx([0, 1 / 6])
+  assert float(task_masks.capacity(memory, params).more) == 1.0   # two are free, and a task took two new ones on average
+
+
+@pytest.mark.parametrize('rest', ['frozen', 'own'])
+def test_leaves_that_are_not_shared(rest):
+  memory = task_masks.begin(PARAMS, 2, rest=rest, heads=is_head)
+  assert (memory.own['a']['b'] is None) == (rest == 'frozen')
+  assert memory.own['head']['w'].shape == (2, 7, 3) and memory.bits['head']['w'] is None
+  assert all(f.all() for f in jax.tree.leaves(task_masks.free(memory, PARAMS)))   # before the first task
+  mask = random_mask(RNG)
+  mask['head']['w'] = None
+  memory = task_masks.remember(memory, 0, mask, PARAMS)
+  free = task_masks.free(memory, PARAMS)
+  equal(free['a']['w'], ~mask['a']['w'])
+  assert bool(free['a']['b'].all()) == bool(free['a']['b'].any()) == (rest == 'own')
+  assert free['head']['w'].all() and free['head']['b'].all()
+
+  later = jax.tree.map(lambda f, x: jnp.where(f, x + 1, x), free, PARAMS)   # another task
+  memory = task_masks.remember(memory, 1, mask, later)
+  for task, params in enumerate((PARAMS, later)):
+    expected = {'a': {'w': jnp.where(mask['a']['w'], PARAMS['a']['w'], 0), 'b': params['a']['b']}, 'head': params['head']}
+    equal(task_masks.recall(memory, task, later), expected)
+    equal(jax.jit(task_masks.recall)(memory, jnp.int32(task), later), expected)
+  equal(task_masks.export(memory, 0, later, powerpropagation(2.0)),
+        powerpropagation(2.0).weights(task_masks.recall(memory, 0, later)))
+  memory = task_masks.forget(task_masks.forget(memory, 0), 1)
+  assert all(f.all() for f in jax.tree.leaves(task_masks.free(memory, PARAMS)))
+  assert not any(x.any() for x in jax.tree.leaves(memory))
+
+
+def test_a_hundred_tasks_of_a_million_weights():
+  shapes = {'l': {'w': jax.ShapeDtypeStruct((1000, 1000), jnp.float32), 'b': jax.ShapeDtypeStruct((1000,), jnp.float32)}}
+  memory = jax.eval_shape(functools.partial(task_masks.begin, slots=100), shapes)
+  assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(memory)) == 100 * (1_000_000 // 8 + 1)   # 12.5 MB
+
+
+def test_each_seed_has_its_own_under_vmap():
+  rng = np.random.default_rng(8)
+  masks = [random_mask(rng) for _ in range(3)]
+  stacked = jax.tree.map(lambda *m: jnp.stack(m), *masks)
+  many = jax.tree.map(lambda x: jnp.stack([x, x, x]), PARAMS)
+
+  @jax.jit
+  @jax.vmap
+  def one(params, mask):
+    memory = task_masks.remember(task_masks.begin(params, 2), 1, mask, params)
+    return task_masks.free(memory, params), task_masks.capacity(memory, params).left
+  free, left = one(many, stacked)
+  for i, mask in enumerate(masks):
+    expected = {'a': {'w': ~mask['a']['w'], 'b': jnp.zeros(7, bool)}, 'head': {'w': ~mask['head']['w'], 'b': jnp.zeros(3, bool)}}
+    equal(jax.tree.map(lambda f: f[i], free), expected)   # noqa: B023
+    assert int(left[i]) == SIZE - len(as_set(mask))
+
+
+@pytest.mark.parametrize('rest', ['frozen', 'own'])
+def test_batch_normalisation_keeps_what_a_task_had(rest):
+  """Scales, offsets and running averages: frozen after the first task, or a set for each."""
+  def forward(x, training):
+    x = hk.BatchNorm(True, True, 0.9)(hk.Linear(4)(x), training)
+    return hk.Linear(2)(x)
+  net = hk.without_apply_rng(hk.transform_with_state(forward))
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
+  params, state = jax.jit(net.init, static_argnums=2)(jax.random.key(1), x, True)
+  apply = jax.jit(net.apply, static_argnums=3)
+  free, remember, recall = (jax.jit(f) for f in (task_masks.free, task_masks.remember, task_masks.recall))
+
+  def split(whole):
+    return hk.data_structures.partition(lambda module, name, value: module in params, whole)
+
+  def learn(whole, which, inputs):
+    """Everything free moves; the statistics by the network itself."""
+    p, s = split(whole)
+    _, s = apply(p, s, inputs, True)
+    whole = hk.data_structures.merge(jax.tree.map(lambda v: v + 0.3, p), s)
+    return protection.keep(which, whole, old)
+
+  old = hk.data_structures.merge(params, state)
+  memory = task_masks.begin(old, 2, rest=rest)
+  first = learn(old, free(memory, old), x)
+  mask = jax.tree.map(lambda v: jnp.abs(v) > 0.4, task_masks.shared(memory, first))
+  memory = remember(memory, 0, mask, first)
+  logits, _ = apply(*split(recall(memory, 0, first)), x, False)
+
+  old = first
+  second = learn(first, free(memory, first), 3 * x + 1)
+  memory = remember(memory, 1, mask, second)
+  moved = [name for name in second for leaf in second[name] if not np.array_equal(first[name][leaf], second[name][leaf])]
+  assert any('batch_norm' in name for name in moved) == (rest == 'own')
+  again, _ = apply(*split(recall(memory, 0, second)), x, False)
+  np.testing.assert_array_equal(bits(again), bits(logits))
+  other, _ = apply(*split(recall(memory, 1, second)), x, False)
+  assert np.array_equal(other, logits) == (rest == 'frozen')   # of the same mask: all that could differ is the rest
+
+
+def test_no_room_is_refused_with_its_numbers():
+  memory = task_masks.begin(PARAMS, 2)
+  full = jax.tree.map(lambda x: jnp.ones(x.shape, bool), task_masks.shared(memory, PARAMS))
+  task_masks.check_room(task_masks.capacity(memory, PARAMS))
+  memory = task_masks.remember(memory, 0, full, PARAMS)
+  with pytest.raises(ValueError, match=r'of 56 weights 56 are in use \(tasks: 1\), and 0 are free where at least 1'):
+    task_masks.check_room(task_masks.capacity(memory, PARAMS))
+  two = jax.tree.map(lambda *x: jnp.stack(x), task_masks.forget(memory, 0), memory)
+  with pytest.raises(ValueError, match='56 are in use'):   # one of two seeds
+    task_masks.check_room(jax.vmap(lambda m: task_masks.capacity(m, PARAMS))(two))
+  task_masks.check_room(task_masks.capacity(task_masks.forget(memory, 0), PARAMS), least=56)
+
+
+def test_misuse_is_said_at_once():
+  memory = task_masks.begin(PARAMS, 2)
+  assert isinstance(memory, Memory)
+  mask = random_mask(RNG)
+  for task in (-1, 2):
+    with pytest.raises(ValueError, match=f'task {task} has no slot: the memory has 2'):
+      task_masks.recall(memory, task, PARAMS)
+  dropped = jax.jit(task_masks.remember)(memory, 2, mask, PARAMS)   # traced: in silence, and nothing else is touched
+  equal(dropped, memory)
+  with pytest.raises(ValueError, match='a memory grows; it has 2 slots, and 1 were asked for'):
+    task_masks.grow(memory, 1)
+  with pytest.raises(ValueError, match='a memory has at least one slot; got 0'):
+    task_masks.begin(PARAMS, 0)
+  with pytest.raises(ValueError, match="rest is 'frozen' or 'own'; got 'thawed'"):
+    task_masks.begin(PARAMS, rest='thawed')
+  with pytest.raises(ValueError, match='tasks share none of these leaves'):
+    task_masks.begin(PARAMS, where=lambda name, leaf: False)
+  with pytest.raises(ValueError, match='the mask and the shared leaves differ in structure'):
+    task_masks.remember(memory, 0, jax.tree.map(lambda x: jnp.ones(x.shape, bool), PARAMS), PARAMS)
+  with pytest.raises(ValueError, match='the tree and the memory differ in structure'):
+    task_masks.free(memory, {'a': PARAMS['a']})
+  with pytest.raises(ValueError, match=r'a mask is bool and shaped like its array'):
+    task_masks.remember(memory, 0, mask | {'head': {'w': jnp.ones((3, 7), bool), 'b': None}}, PARAMS)
