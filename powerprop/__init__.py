@@ -2,11 +2,13 @@
 from powerprop import (
     distributions,
     flops,
+    frozen,
     masks,
     packnet,
     parameterisations,
     protection,
     statistics,
+    task_inference,
     task_masks,
     thresholds,
     updaters,
@@ -32,8 +34,8 @@ __version__ = '0.1.0'
 
 __all__ = [
     'Masks', 'ProtectState', 'Reparam', 'SparsifyState', 'SparsityUpdater', 'backpropagation', 'change_alpha',
-    'distributions', 'flops', 'is_weight', 'keep_zeros', 'leaf_name', 'make_reparam', 'masked', 'masks', 'packnet',
+    'distributions', 'flops', 'frozen', 'is_weight', 'keep_zeros', 'leaf_name', 'make_reparam', 'masked', 'masks', 'packnet',
     'parameterisations', 'powerpropagation', 'protect', 'protection', 'psi', 'psi_inverse', 'psi_slope', 'reparameterise',
-    'rescaled', 'sparsify', 'statistics', 'target_propagation', 'task_masks', 'thresholds', 'updaters', 'with_free',
-    'with_masks',
+    'rescaled', 'sparsify', 'statistics', 'target_propagation', 'task_inference', 'task_masks', 'thresholds', 'updaters',
+    'with_free', 'with_masks',
 ]

@@ -236,6 +236,18 @@ def test_measures_are_traceable():
   np.testing.assert_allclose(overlaps, [1, 0.6], rtol=1e-7)
 
 
+@pytest.mark.parametrize('shape', [(1,), (7,), (8,), (9,), (3, 5), (2, 3, 4, 5)])
+def test_masks_are_packed_as_by_numpy_and_come_back(shape):
+  mask = np.random.default_rng(len(shape)).random(shape) < 0.5
+  tree = {'w': jnp.asarray(mask), 'b': None}
+  bits = jax.jit(masks.pack)(tree)
+  assert bits['b'] is None and bits['w'].nbytes == -(-mask.size // 8)
+  np.testing.assert_array_equal(bits['w'], np.packbits(mask))
+  back = jax.jit(lambda bits: masks.unpack(bits, jax.ShapeDtypeStruct(shape, 'float32')))(bits['w'])
+  assert back.dtype == bool
+  np.testing.assert_array_equal(back, mask)
+
+
 W = np.ones((2, 3), np.float32)
 M = np.ones((2, 3), bool)
 
@@ -258,6 +270,9 @@ M = np.ones((2, 3), bool)
   (lambda: masks.overlap({'w': M, 'b': None}, {'w': M, 'b': M}), r"only the other has \['b'\]"),
   (lambda: masks.overlap(M, M[:, :1]), r'\(2, 3\); got bool \(2, 1\)'),
   (lambda: masks.overlap(W, W), 'got float32'),
+  (lambda: masks.pack({'w': W}), r"got float32 \(2, 3\) at \['w'\]"),
+  (lambda: masks.unpack({'w': np.zeros(2, np.uint8)}, {'w': W}), r"of 6 entries is uint8 \(1,\) .* got uint8 \(2,\) at \['w'\]"),
+  (lambda: masks.unpack({'w': None}, {'w': W, 'b': W}), r"only the tree has \['b'\]"),
 ])
 def test_errors(call, message):
   with pytest.raises(ValueError, match=message):

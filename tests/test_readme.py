@@ -15,7 +15,7 @@ COMMANDS = [line.partition('#')[0].strip() for kind, block in BLOCKS if kind == 
 
 def test_the_script_of_ones_own(capsys):
   scripts = [block for kind, block in BLOCKS if kind == 'python']
-  assert len(scripts) == 2
+  assert len(scripts) == 3
   scope: dict = {}
   exec(compile(scripts[0], 'README.md', 'exec'), scope)
   kept = {name: int((leaf['w'] != 0).sum()) for name, leaf in scope['pruned'].items()}
@@ -28,6 +28,16 @@ def test_the_script_of_ones_own(capsys):
   total = round(0.2 * (144 + 4608 + 64))
   assert [(name, int(kept)) for name, _, kept in told] == [('RigL', total), ('Top-KAST', total), ('gradual', total)]
   assert min(float(accuracy) for _, accuracy, _ in told) > 0.9
+
+
+def test_three_tasks_of_ones_own(capsys):
+  script = [block for kind, block in BLOCKS if kind == 'python'][2]
+  exec(compile(script, 'README.md', 'exec'), {})
+  told = capsys.readouterr().out
+  found = re.findall(r'task (\d): accuracy (\d\.\d\d), unchanged: (\w+)', told)
+  assert [(task, same) for task, _, same in found] == [('0', 'True'), ('1', 'True'), ('2', 'True')]
+  assert min(float(accuracy) for _, accuracy, _ in found) > 0.85
+  assert 0 < int(re.search(r'(\d+) % of the weights are in use', told)[1]) < 100
 
 
 @pytest.mark.parametrize('command', [c for c in COMMANDS if c.startswith('make ')])
@@ -57,5 +67,5 @@ def test_every_config_is_listed_and_every_link_leads_somewhere():
 def test_every_public_name_is_in_the_readme():
   import powerprop
   mentioned = set(re.findall(r'\w+', TEXT))
-  rest = {'Reparam', 'is_weight', 'leaf_name', 'make_reparam', 'SparsifyState', 'SparsityUpdater'}   # to build one's own with
+  rest = {'Reparam', 'is_weight', 'leaf_name', 'make_reparam', 'ProtectState', 'SparsifyState', 'SparsityUpdater'}   # to build one's own with
   assert [name for name in powerprop.__all__ if name not in mentioned | rest] == []
