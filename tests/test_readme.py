@@ -67,5 +67,6 @@ def test_every_config_is_listed_and_every_link_leads_somewhere():
 def test_every_public_name_is_in_the_readme():
   import powerprop
   mentioned = set(re.findall(r'\w+', TEXT))
-  rest = {'Reparam', 'is_weight', 'leaf_name', 'make_reparam', 'ProtectState', 'SparsifyState', 'SparsityUpdater'}   # to build one's own with
+  # To build one's own with.
+  rest = {'Reparam', 'is_weight', 'leaf_name', 'make_reparam', 'ProtectState', 'SparsifyState', 'SparsityUpdater'}
   assert [name for name in powerprop.__all__ if name not in mentioned | rest] == []
