@@ -146,6 +146,13 @@ def test_bisection_is_that_of_a_plain_loop():
     packnet.search_binary(lambda m: 1.0, lambda k: LINE, 1, 2, 1.0, 0.5, -1)
 
 
+def test_bisection_keeps_the_densest_where_that_fails():
+  """Though sparser ones would pass, as `search` does."""
+  found = QUICK(lambda: packnet.search_binary(lambda mask: 1.0 / kept(mask), functools.partial(packnet.efficient_masks, LINE),
+                                              1, 15, 1.0, 0.2, 4))()
+  assert (int(found.count), bool(found.met), int(kept(found.mask))) == (15, False, 15)
+
+
 def test_bisection_of_several_leaves_at_once():
   run = QUICK(lambda gamma: packnet.search_binary(
       masks.density, lambda k: packnet.efficient_masks(PHI, k), {'a': 2, 'b': None, 'c': 4}, {'a': 30, 'b': None, 'c': 12}, 1.0,
