@@ -149,7 +149,7 @@ def test_bisection_is_that_of_a_plain_loop():
 def test_bisection_keeps_the_densest_where_that_fails():
   """Though sparser ones would pass, as `search` does."""
   found = QUICK(lambda: packnet.search_binary(lambda mask: 1.0 / kept(mask), functools.partial(packnet.efficient_masks, LINE),
-                                              1, 15, 1.0, 0.2, 4))()
+                                              1, 15, 1.0, 0.1, 4))()
   assert (int(found.count), bool(found.met), int(kept(found.mask))) == (15, False, 15)
 
 
