@@ -23,8 +23,8 @@ def skip_frozen(f: Callable[..., Any]) -> Callable[..., Any]:
 
   Each product of an activation with a weight gets a backward pass of its own, in which the product for the weight's gradient
   stands in a `lax.cond`: nothing is compiled anew when a layer fills up, and its third of the training step is not computed.
-  Gradients at inputs and at other leaves, such as biases, are as before. With all layers frozen a gradient took 0.45 to 0.55 of
-  its time on two cores; with none, the same time, but 1.1 to 1.35 times as long inside a compiled loop. Under vmap with a
+  Gradients at inputs and at other leaves, such as biases, are as before. With all layers frozen a gradient took half of its time
+  on two cores; with none the same time, but 1.1 to 1.35 times as long inside a compiled loop. Under vmap with a
   `trainable` for each network a cond becomes a select and nothing is saved: map with lax.map, or let one network be one program.
 
   It looks into jit. Products inside scan, while, cond and remat stay as they are, and are correct; so do those of weights that

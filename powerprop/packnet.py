@@ -116,7 +116,8 @@ def search(evaluate: Evaluate, choose: Choose, counts: Any, dense_score: jax.Arr
     counts: int32 [D], increasing, or a tree of them, as `make_counts` makes it.
     dense_score: P, on the same held-out set of the same task.
     gamma: γ in [0, 1], traced or not.
-    side_by_side: score all masks in one batch, which holds D of them; else one after another.
+    side_by_side: score all masks in one batch, which holds D copies of the weights; else one after another, which on CPUs
+      takes the same time.
   Raises: ValueError when counts have no common length.
   """
   lengths = {jnp.shape(x) for x in jax.tree.leaves(counts)}
