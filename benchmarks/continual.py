@@ -88,7 +88,8 @@ def search(quick: bool) -> list[Row]:
                           lambda count: packnet.efficient_masks(task_masks.shared(task_masks.begin(phi, 1), phi), count),
                           counts, accuracy(phi), 0.98, side_by_side)
   ways = {True: 'side by side', False: 'one after another'}
-  times = take_turns({name: lambda way=way: jax.block_until_ready(find(phi, way)) for way, name in ways.items()}, 2 if quick else 5)
+  functions = {name: lambda way=way: jax.block_until_ready(find(phi, way)) for way, name in ways.items()}
+  times = take_turns(functions, 2 if quick else 5)
   title = f'search of {len(DENSITIES)} masks, MLP 2 × {WIDTH}, 5,000 images'
   wall = times['side by side'].wall
   return [row(f'{title}, side by side', statistics.median(wall), 's', low=min(wall), high=max(wall)),

@@ -31,9 +31,9 @@ def protect(inner: optax.GradientTransformation) -> optax.GradientTransformation
   this one too: a protected weight below 1e-38 becomes 0 as it was for the network all along.)
 
   It stands outermost: anything may be inside, `target_propagation`, `sparsify` with an updater that keeps masked weights, and
-  optax.MultiSteps, apply_if_finite, inject_hyperparams and partition. These four may stand around it as well; MultiSteps and
-  apply_if_finite then add +0 at steps that they leave out, at which a −0 loses its sign. It is refused by what would move its
-  weights after it: `target_propagation`, `backpropagation`, `sparsify`; and by `with_free` in a chain that goes on after it.
+  optax.MultiSteps, apply_if_finite, inject_hyperparams and partition. These four may stand around it as well; apply_if_finite
+  then adds +0 at a step that it leaves out, at which a −0 loses its sign. It is refused by what would move its weights after it:
+  `target_propagation`, `backpropagation`, `sparsify`; and by `with_free` in a chain that goes on after it.
 
   `inner` sees all parameters, and in norms over all of them (clipping, LAMB) protected entries have gradient 0. The cost is one
   select for each gradient and each update.

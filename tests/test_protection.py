@@ -96,7 +96,6 @@ def test_protected_entries_keep_their_bits_and_free_ones_move(name):
 
 @pytest.mark.parametrize('name', OUTER)
 def test_what_may_stand_around(name):
-  """Steps that MultiSteps leaves out add +0, which a −0 does not survive: it is left out of this comparison."""
   tx = OUTER[name]()
   phi, state, _ = train(tx, PHI, tx.init(PHI), 4)
   free = FREE if name != 'partition' else FREE | {'a': FREE['a'] | {'b': jnp.zeros(5, bool)}}
@@ -142,6 +141,20 @@ def test_the_update_is_minus_zero():
   updates, _ = tx.update({'w': jnp.full(6, jnp.nan)}, with_free(tx.init(x), {'w': jnp.zeros(6, bool)}), x)
   np.testing.assert_array_equal(bits(updates['w']), np.full(6, 1 << 31, np.uint32))
   np.testing.assert_array_equal(bits(optax.apply_updates(x, updates)['w']), bits(x['w']))
+
+
+@pytest.mark.parametrize('place', ['inside', 'around MultiSteps', 'around'])
+def test_a_step_that_is_left_out_keeps_minus_zero(place):
+  """But for apply_if_finite around it, whose update is then +0, as `protect` says."""
+  tx = {'inside': lambda: protect(optax.apply_if_finite(optax.adam(0.05), 3)),
+        'around MultiSteps': lambda: optax.MultiSteps(protect(optax.adam(0.05)), 2),
+        'around': lambda: optax.apply_if_finite(protect(optax.adam(0.05)), 3)}[place]()
+  x = {'w': jnp.array([-0.0, 1.5])}
+  state = with_free(tx.init(x), {'w': jnp.array([False, False])})
+  bad = jnp.array([1.0, 1.0 if place == 'around MultiSteps' else jnp.inf])
+  updates, _ = jax.jit(tx.update, compiler_options=QUICK)({'w': bad}, state, x)
+  expected = jnp.array([0.0 if place == 'around' else -0.0, 1.5])
+  np.testing.assert_array_equal(bits(optax.apply_updates(x, updates)['w']), bits(expected))
 
 
 def test_inner_sees_gradients_of_what_is_free_only():
