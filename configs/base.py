@@ -61,6 +61,34 @@ def get_config() -> ml_collections.ConfigDict:
   config.lottery.prune_share = 0.2      # of the weights left, in each round; half of it in the output layer
   config.lottery.rewind_steps = 0       # what is left goes back to its values after so many steps; 0: initialisation
 
+  # The protocol 'continual': task after task. `steps` are those of each task, `schedule` begins anew with each; `train_images` is
+  # said of the whole data set, `sweep.algorithm` has rows of METHODS in experiments/continual/methods.py, and `sweep.penalty` the
+  # strengths of ewc, ewc_online and synaptic_intelligence.
+  config.continual = ml_collections.ConfigDict()
+  config.continual.sequence = 'permuted'    # a row of SEQUENCES in experiments/data/tasks.py: permuted, rotated, split, mixed
+  config.continual.tasks = 10               # of the sequence; mixed: one for each of continual.datasets
+  config.continual.datasets = ('mnist', 'fashion_mnist', 'cifar10')   # of the sequence 'mixed'; images become like the first's
+  config.continual.sequence_seed = 0        # of the orders of pixels of the sequence 'permuted', the same for all networks
+  config.continual.degrees = 180.0          # over which the angles of the sequence 'rotated' are spread evenly
+  config.continual.scenario = 'domain'      # outputs: 'domain' shared by all tasks; 'task' each its own; 'class' all compete
+  config.continual.restart = True           # does the optimiser begin anew with each task?
+  config.continual.matrix_every = 1         # tasks after which all earlier ones are tested; after the others the last one only
+  config.continual.inferred_images = 1000   # test images of each task that packnet and efficient_packnet are not told the task of
+  config.continual.retrain_share = 0.2      # of the steps of a task: packnet and efficient_packnet train so long under its mask
+  config.continual.prune_rounds = 1         # packnet: in which its mask gets sparser, within that share
+  config.continual.share = 0.0              # packnet: of the weights of each layer, for each task; 0: one for each of the tasks
+  config.continual.gamma = 0.98             # efficient_packnet: least validation accuracy, in that of all weights
+  config.continual.densities = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5)   # efficient_packnet: tried, from the last on
+  config.continual.search = 'list'          # efficient_packnet: 'list' of densities, or 'binary' between its first and last
+  config.continual.search_steps = 6         # efficient_packnet: of the binary search
+  config.continual.layerwise = False        # efficient_packnet: the same density in each layer, or one threshold for all?
+  config.continual.reinitialise = 'fresh'   # free weights before the next task: 'fresh', 'left' as they are, or 'zero'
+  config.continual.rest = 'frozen'          # biases and BatchNorm of both: 'frozen' after the first task, or each task's 'own'
+  config.continual.fisher_images = 500      # ewc, ewc_online: training images of a task that its Fisher information is of
+  config.continual.ewc_decay = 1.0          # ewc_online: of the Fisher information, at each task
+  config.continual.damping = 1e-3           # synaptic_intelligence: ξ, added to the squared change of a weight
+  config.continual.memory_images = 1000     # replay, a_gem: images kept, of all tasks together
+
   # Pruning by |θ| after training, without fine-tuning: of networks that were trained dense.
   config.prune = ml_collections.ConfigDict()
   config.prune.densities = tuple(float(p) for p in np.geomspace(0.01, 1, 20))   # shares kept of a hidden layer
@@ -88,7 +116,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.stream.profile_steps = 0       # steps whose trace is written to WORKDIR/profile, from the tenth of a run on; 0: none
   config.stream.peak_flops = 0.0        # operations a second of one device at best, for its utilisation; 0: as known, or left out
 
-  config.report = ('figure1',)          # kinds of figures: figure1, compare, learning_rate
+  config.report = ('figure1',)          # kinds of figures: figure1, compare, learning_rate, continual
   config.checkpoint_epochs = 5          # a checkpoint every so many epochs of training, and one at the end
   config.checkpoints_kept = 2           # newest checkpoints left on disk
   return config

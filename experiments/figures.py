@@ -87,12 +87,12 @@ def gaussian_kde(samples: np.ndarray, grid: np.ndarray) -> np.ndarray:
 
 
 def line_styles(labels: Sequence[str], ordered: bool) -> dict[str, dict[str, Any]]:
-  """Label → colour, dash and marker. `ordered`: colours run from dark to light, for ordered values as α."""
+  """Label → colour, dash and marker, no two labels alike. `ordered`: colours run from dark to light, for ordered values as α."""
   # The last tenths of viridis are too pale for a line on white.
   ramp = [to_hex(colour) for colour in matplotlib.colormaps['viridis'](np.linspace(0, 0.82, len(labels)))]
   colours = ramp if ordered else _UNORDERED
-  return {label: {'color': colours[i % len(colours)], 'linestyle': _DASHES[i % len(_DASHES)],
-                  'marker': _MARKERS[i % len(_MARKERS)]} for i, label in enumerate(labels)}
+  return {label: {'color': colours[i % len(colours)], 'linestyle': _DASHES[(i + i // len(_DASHES)) % len(_DASHES)],
+                  'marker': _MARKERS[(i + 2 * (i // len(_MARKERS))) % len(_MARKERS)]} for i, label in enumerate(labels)}
 
 
 @matplotlib.style.context(STYLE)
@@ -112,7 +112,7 @@ def accuracy_figure(curves: Sequence[Curve], ordered: bool, note: str) -> Figure
   _kept_axis(detail, inside or curves, (100, 70, 50, 30, 20, 10, 5, 2, 1))
   detail.set_title('enlarged', pad=2)
   detail.set_xlabel('Weights kept (%), sparser →')
-  _legend(figure, styles, note)
+  legend(figure, styles, note)
   return figure
 
 
@@ -126,7 +126,7 @@ def overlap_figure(curves: Sequence[Curve], ordered: bool, note: str) -> Figure:
   ax.plot(100 * pruned, 100 * (pruned ** 2 + (1 - pruned) ** 2), **_CHANCE)
   _draw(ax, curves, styles)
   ax.set(xlim=(-2, 102), ylim=(None, 101.5), xlabel='Weights pruned (%)', ylabel='Agreement of the masks (%)')
-  _legend(figure, {**styles, 'chance': _CHANCE}, note)
+  legend(figure, {**styles, 'chance': _CHANCE}, note)
   return figure
 
 
@@ -179,7 +179,7 @@ def panels_figure(panels: Sequence[Panel], ordered: bool, note: str, x_axis: str
   figure.supylabel('Test accuracy (%)', fontsize=8)
   if any(curve.diverged is not None and curve.diverged.any() for curve in curves):
     styles = {**styles, 'diverged': {'color': '0.3', **_DIVERGED}}
-  _legend(figure, styles, note)
+  legend(figure, styles, note)
   return figure
 
 
@@ -214,7 +214,7 @@ def dots_figure(names: Sequence[str], panels: Sequence[tuple[str, Mapping[str, D
     ax.set_title(title)
   axes[0].set_yticks(places, names)
   figure.supxlabel('Test error (%)', fontsize=8)
-  _legend(figure, {label: {**style, 'linestyle': ''} for label, style in styles.items()}, note)
+  legend(figure, {label: {**style, 'linestyle': ''} for label, style in styles.items()}, note)
   return figure
 
 
@@ -257,7 +257,7 @@ def weights_figure(
     margin.grid(False)
     margin.spines[scale].set_visible(False)  # densities per unit: their heights mean nothing to the reader
   dot = {'linestyle': '', 'marker': 'o', 'markersize': 3.5}
-  _legend(figure, {f'survives ({kept.sum():,})': {'color': colour, **dot},
+  legend(figure, {f'survives ({kept.sum():,})': {'color': colour, **dot},
                    f'pruned ({(~kept).sum():,})': {'color': _PRUNED, **dot},
                    'all initial values': _ALL, 'unchanged': _IDENTITY}, note)
   return figure
@@ -329,7 +329,7 @@ def _padded_range(values: np.ndarray) -> tuple[float, float]:
   return float(finite.min()) - pad, float(finite.max()) + pad
 
 
-def _legend(figure: Figure, styles: Styles, note: str) -> None:
+def legend(figure: Figure, styles: Styles, note: str) -> None:
   """Above the axes, `note` as its title, read row by row, in as few rows as the width of the figure holds."""
   entries = list(styles.items())
   for rows in range(1, len(entries) + 1):
@@ -338,10 +338,10 @@ def _legend(figure: Figure, styles: Styles, note: str) -> None:
     order = [entry for column in range(columns) for entry in entries[column::columns]]
     handles = [Line2D([], [], **style) for _, style in order]
     labels = [textwrap.fill(label, 44) for label, _ in order]
-    legend = figure.legend(handles, labels, loc='outside upper center', ncols=columns, title=note or None)
-    box = legend.get_window_extent()
+    made = figure.legend(handles, labels, loc='outside upper center', ncols=columns, title=note or None)
+    box = made.get_window_extent()
     if columns == 1 or box.width <= 0.98 * figure.bbox.width:
       # Beyond a title and two rows it makes the figure taller, rather than the axes lower.
       figure.set_figheight(figure.get_figheight() + max(box.height / figure.dpi - 0.5, 0))
       return
-    legend.remove()
+    made.remove()

@@ -46,7 +46,8 @@ PROCESS = flags.DEFINE_integer('process', None, 'Number of this process, 0 to --
 def protocols():
   """Name → run(config, workdir). Imported late, so that --help and a mistake in a flag do not wait for JAX."""
   from experiments import lottery, streamed, supervised
-  return {'supervised': supervised.run, 'lottery': lottery.run, 'streamed': streamed.run}
+  from experiments.continual import protocol as continual
+  return {'supervised': supervised.run, 'lottery': lottery.run, 'streamed': streamed.run, 'continual': continual.run}
 
 
 def main(argv: list[str]) -> None:

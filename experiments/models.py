@@ -91,6 +91,14 @@ def lenet_300_100(classes: int, bias_stddev: float) -> Model:
   return Model(forward, 'mlp/~/linear_2/w', 'mlp/~/linear_0/w')
 
 
+def mlp(widths: Sequence[int], classes: int, bias_stddev: float) -> Model:
+  """Dense layers of these widths with ReLU and one to the classes; weights and biases as in `lenet_300_100`."""
+  def forward(images: jax.Array, is_training: bool) -> jax.Array:
+    return hk.nets.MLP([*widths, classes], b_init=_bias(bias_stddev))(hk.Flatten()(normalise(images)))
+
+  return Model(forward, f'mlp/~/linear_{len(widths)}/w', 'mlp/~/linear_0/w')
+
+
 def lenet_5(classes: int, bias_stddev: float) -> Model:
   """LeNet-5 as pruning papers have it, which is Caffe's: 5×5 convolutions of 20 and 50 channels without padding, each followed
   by a 2×2 max-pool, 500 units with ReLU (the only one), `classes`; 431,080 parameters for 28×28 grey images and ten classes.
@@ -231,6 +239,8 @@ def is_weight_or_bias(name: str, leaf: Any) -> bool:
 
 MODELS: dict[str, Callable[[int, float], Model]] = {
     'lenet_300_100': lenet_300_100,
+    'mlp_100_100': functools.partial(mlp, (100, 100)),
+    'mlp_2000_2000': functools.partial(mlp, (2000, 2000)),
     'lenet_5': lenet_5,
     'conv_16_32_64': functools.partial(conv_net, (16, 32, 64)),
     'conv_32_64_128': functools.partial(conv_net, (32, 64, 128)),

@@ -39,11 +39,14 @@ def page(run: Run, shown: Sequence[Shown]) -> str:
             'Time': ', '.join(f'{name} {_clock(seconds)}' for name, seconds in record['seconds'].items()),
             'Finished': record['finished'],
             'Versions': ', '.join(f'{name} {version}' for name, version in record['versions'].items())}
+  continual = config.get('protocol') == 'continual'
   summary = (f'{nets} network{"s" if nets > 1 else ""} on {word(config["dataset"])}, '
-             f'{config["steps"]:,} steps each at batch size {config["batch_size"]}.')
+             + (f'{config["continual"]["tasks"]} tasks one after another, ' if continual else '')
+             + f'{config["steps"]:,} steps {"of each task" if continual else "each"} at batch size {config["batch_size"]}.')
+  texts = AFTER_TASKS if continual else AFTER_TRAINING
   return PAGE.substitute(
       title=_text(_title(config)), summary=_text(summary), short=_short(config),
-      density=share(config['prune'].get('figure_density', 0.1)),
+      accuracy_text=texts[0], statistics_text=texts[1].format(density=share(config['prune'].get('figure_density', 0.1))),
       figures='\n'.join(_html_figure(run.workdir, one) for one in shown),
       published=_published(run),
       accuracy=_html_table(accuracy_table(run.results, (1.0, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01))),
@@ -69,6 +72,7 @@ def _title(config: Mapping[str, Any]) -> str:
 
 
 def _short(config: Mapping[str, Any]) -> str:
+  """A warning where the networks were trained for less than the paper's protocol has."""
   if not _is_short(config):
     return ''
   more = ' <code>make figure1 FULL=1</code> runs that.' if config['name'] == 'mnist_lenet' else ''
@@ -114,6 +118,24 @@ def _clock(seconds: float) -> str:
   return f'{minutes} min {rest} s' if minutes else f'{seconds:.1f} s'
 
 
+# Of the tables of accuracies and of statistics.
+AFTER_TRAINING = (
+    'By weights kept; mean ± standard deviation over n networks that differ in their seed.',
+    'Mean ± standard deviation over n networks. Sign flips: weights whose sign differs from that at initialisation, among '
+    'all and among the survivors of layer-wise pruning at {density} kept. From the smaller half: survivors whose initial '
+    'magnitude was among the smaller half of their layer. Excess kurtosis: 0 for normally distributed weights, larger for '
+    'heavier tails.')
+AFTER_TASKS = (
+    'After the last task; mean ± standard deviation over n networks that differ in their seed. Accuracy: mean over all '
+    'tasks. Forgetting: what a task has lost since it was best, mean over all but the last, in points. Backward: the '
+    'accuracy of a task at the end minus that when it was learned. Forward: its accuracy before it is begun minus that of '
+    'the network as initialised. Of all classes: the outputs of all tasks compete. Task inferred: by the mask under which '
+    'an image’s outputs are most certain. Weights used: in the mask of any task. –: not measured, or has no meaning.',
+    'Mean ± standard deviation over n networks. When learned: accuracy on each task right after it, mean over tasks. Worst '
+    'task: at the end. Tasks found: images whose task was inferred. Bytes kept a task: what the method needs beside the '
+    'network (masks, copies of weights, images), divided by the number of tasks.')
+
+
 PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -146,13 +168,11 @@ $short
 $figures
 </div>
 <h2>Test accuracy (%)</h2>
-<p>By weights kept; mean ± standard deviation over n networks that differ in their seed.</p>
+<p>$accuracy_text</p>
 $accuracy
 $published
-<h2>Statistics of the weights</h2>
-<p>Mean ± standard deviation over n networks. Sign flips: weights whose sign differs from that at initialisation, among all
-and among the survivors of layer-wise pruning at $density kept. From the smaller half: survivors whose initial magnitude was among
-the smaller half of their layer. Excess kurtosis: 0 for normally distributed weights, larger for heavier tails.</p>
+<h2>Statistics</h2>
+<p>$statistics_text</p>
 $statistics
 <h2>Origin</h2>
 $origin

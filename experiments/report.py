@@ -8,12 +8,12 @@ its end; the command draws it again, or compares runs.
 """
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
 
 from experiments import commands, figures
+from experiments.continual import results as continual
 from experiments.errors import UserError
 from experiments.figures import Curve, Panel
 from experiments.page import Shown, page
@@ -25,6 +25,7 @@ from experiments.results import (
   accuracy_table,
   best_settings,
   groups,
+  label_of,
   markdown,
   nearest,
   reaches,
@@ -95,14 +96,9 @@ def curves(rows: Sequence[Row], axes: Sequence[str], column: str, x: str = 'dens
     points = groups(members, [x])
     sums = [summarise(row[column] for row in some) for some in points.values()]
     bad = [not all(np.isfinite(row[column]) for row in some) for some in points.values()]
-    found.append(Curve(_label(axes, key), np.array([scale(at) for at, in points]), 100 * np.array([one.mean for one in sums]),
+    found.append(Curve(label_of(axes, key), np.array([scale(at) for at, in points]), 100 * np.array([one.mean for one in sums]),
                        100 * np.array([one.sd for one in sums]), np.array(bad)))
   return found
-
-
-def _label(axes: Sequence[str], key: Sequence[Any]) -> str:
-  frames = {'alpha': 'α = {}', 'learning_rate': 'learning rate {}', 'biases': '{} biases', 'penalty': 'penalty {}'}
-  return ', '.join(frames.get(axis, '{}').format(word(value)) for axis, value in zip(axes, key, strict=True))
 
 
 def _figure1(run: Run) -> Iterator[Shown]:
@@ -153,7 +149,8 @@ def _reached(run: Run) -> Iterator[Shown]:
     density = float(np.mean([row['density'] for row in members]))
     rows += [row | {'density': density} for row in members if density > 0]   # the axis of densities is logarithmic
   others = [axis for axis in axes if axis != 'alpha'] or axes
-  panels = [Panel(_label(['alpha'], key), curves(some, others, 'test_accuracy')) for key, some in groups(rows, ['alpha']).items()]
+  by_alpha = groups(rows, ['alpha'])
+  panels = [Panel(label_of(['alpha'], key), curves(some, others, 'test_accuracy')) for key, some in by_alpha.items()]
   yield Shown('compare', 'Comparison',
               f'Test accuracy against the mean share of weights kept, a point for each penalty, {_setting(run)} '
               f'{_spread(rows, "test_accuracy")}',
@@ -176,7 +173,7 @@ def _compare(run: Run) -> Iterator[Shown]:
     # What is to be compared shares a panel: by scope the powers, else at each power what varies beside it.
     apart = 'scope' if axes == ['alpha', 'scope'] else 'alpha'
     axes.remove(apart)
-    panels = [Panel(_label([apart], key), lines(some, axes)) for key, some in groups(rows, [apart]).items()]
+    panels = [Panel(label_of([apart], key), lines(some, axes)) for key, some in groups(rows, [apart]).items()]
   else:
     panels = [Panel('', lines(rows, axes))]
   rule = (f'Of the learning rates {", ".join(rates)} each group has the one with the best validation '
@@ -195,7 +192,7 @@ def _learning_rate(run: Run) -> Iterator[Shown]:
   rows_of = {'': run.results}
   if 'alpha' in axes and len(axes) > 1:
     axes.remove('alpha')
-    rows_of = {_label(['alpha'], key) + ', ': rows for key, rows in groups(run.results, ['alpha']).items()}
+    rows_of = {label_of(['alpha'], key) + ', ': rows for key, rows in groups(run.results, ['alpha']).items()}
   densities = list(dict.fromkeys(nearest(run.results, wanted) for wanted in (1.0, 0.1)))
   panels = []
   for which, members in rows_of.items():
@@ -249,6 +246,7 @@ KINDS: dict[str, Callable[[Run], Iterator[Shown]]] = {
     'figure1': _figure1,
     'compare': _compare,
     'learning_rate': _learning_rate,
+    'continual': continual.shown,
 }
 
 

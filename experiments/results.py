@@ -21,7 +21,8 @@ NET = ('alpha', 'seed', 'learning_rate', 'optimizer', 'update', 'biases', 'algor
 TEXT = ('optimizer', 'update', 'biases', 'algorithm', 'scope')
 LATER = {'algorithm': 'dense', 'sparsity': 0.0, 'penalty': 0.0}   # columns that older runs lack, and what they would say
 SHARES = ('density', 'validation_accuracy', 'test_accuracy', 'overlap', 'sign_flips', 'survivor_sign_flips',
-          'survivors_from_smaller_half', 'forward_operations')
+          'survivors_from_smaller_half', 'forward_operations', 'class_accuracy', 'inferred_accuracy', 'learned', 'worst_task',
+          'tasks_found', 'used', 'new', 'total')
 PERCENT = (*SHARES, 'training_operations')   # the latter may be several times that of a dense network
 NAMES = {'alpha': 'α', 'optimizer': 'optimiser', 'sgd': 'SGD', 'adam': 'Adam', 'adamw': 'AdamW',
          'learning_rate': 'learning rate', 'target_propagation': 'target propagation', 'layer': 'layer-wise',
@@ -29,8 +30,15 @@ NAMES = {'alpha': 'α', 'optimizer': 'optimiser', 'sgd': 'SGD', 'adam': 'Adam', 
          'survivors_from_smaller_half': 'survivors from the smaller half (%)', 'kurtosis': 'excess kurtosis',
          'forward_operations': 'operations of a forward pass (% of dense)',
          'training_operations': 'operations of training (% of dense)',
+         'fine_tune': 'fine-tuning', 'separate': 'separate networks', 'joint': 'joint training', 'ewc': 'EWC',
+         'ewc_online': 'online EWC', 'synaptic_intelligence': 'Synaptic Intelligence', 'a_gem': 'A-GEM', 'packnet': 'PackNet',
+         'efficient_packnet': 'EfficientPackNet', 'learned': 'accuracy when learned (%)', 'worst_task': 'worst task (%)',
+         'tasks_found': 'tasks found (%)', 'bytes_per_task': 'bytes kept a task', 'network_bytes': 'bytes of the network',
          'mnist': 'MNIST', 'fashion_mnist': 'Fashion-MNIST', 'cifar10': 'CIFAR-10', 'imagenet': 'ImageNet',
          'imagenette': 'ten classes of photographs'}
+AFTER_TASKS = {'test_accuracy': 'accuracy (%)', 'forgetting': 'forgetting', 'backward_transfer': 'backward',
+               'forward_transfer': 'forward', 'class_accuracy': 'of all classes (%)', 'inferred_accuracy': 'task inferred (%)',
+               'density': 'weights used (%)'}
 DENSITIES = (1.0, 0.3, 0.1, 0.05, 0.02)   # of a table that fits a terminal
 CONFIG = {'name': str, 'dataset': str, 'steps': int, 'batch_size': int, 'report': list, 'sweep': dict, 'prune': dict}
 RECORD = {'command': str, 'commit': (str, type(None)), 'dirty': bool, 'versions': dict, 'devices': str,
@@ -63,7 +71,7 @@ class Table(NamedTuple):
 def read_run(workdir: Path) -> Run:
   """Raises: UserError, naming the file, where one is missing, damaged or lacks a key or a column."""
   config = read_config(workdir)
-  statistics = _csv(workdir / 'statistics.csv', NET)
+  statistics = read_csv(workdir / 'statistics.csv', NET)
   return Run(workdir, config, _json(workdir / 'run.json', RECORD), read_results(workdir), statistics)
 
 
@@ -75,7 +83,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
 def read_results(workdir: Path) -> list[Row]:
   """results.csv: a row for each network, scope and density; accuracies are shares or NaN."""
   path = workdir / 'results.csv'
-  rows = _csv(path, (*NET, 'scope', 'density', 'kept', 'weights', 'validation_accuracy', 'test_accuracy'))
+  rows = read_csv(path, (*NET, 'scope', 'density', 'kept', 'weights', 'validation_accuracy', 'test_accuracy'))
   for line, row in enumerate(rows, 2):
     if not 0 <= row['kept'] <= row['weights']:
       raise UserError(f'{path}, line {line}: kept is {row["kept"]:g} of {row["weights"]:g} weights.')
@@ -84,7 +92,7 @@ def read_results(workdir: Path) -> list[Row]:
 
 def read_overlap(workdir: Path) -> list[Row]:
   """overlap.csv: a row for each network, scope and density."""
-  return _csv(workdir / 'overlap.csv', (*NET, 'scope', 'density', 'overlap'))
+  return read_csv(workdir / 'overlap.csv', (*NET, 'scope', 'density', 'overlap'))
 
 
 def read_weights(workdir: Path) -> tuple[float, dict[float, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
@@ -115,8 +123,8 @@ def _json(path: Path, types: Mapping[str, Any]) -> dict[str, Any]:
   return content
 
 
-def _csv(path: Path, columns: Sequence[str]) -> list[Row]:
-  """The rows of a file with at least `columns`; all but those of TEXT are numbers."""
+def read_csv(path: Path, columns: Sequence[str], told_by: Sequence[str] = ('scope', 'density')) -> list[Row]:
+  """The rows of a file with at least `columns`, all but those of TEXT numbers. `told_by`: what tells apart those of a network."""
   try:
     lines = list(csv.reader(io.StringIO(_bytes(path).decode(), newline=''), strict=True))
   except (csv.Error, UnicodeDecodeError) as error:
@@ -135,9 +143,9 @@ def _csv(path: Path, columns: Sequence[str]) -> list[Row]:
     row: Row = {column: text if column in TEXT else _number(column, text, where)
                 for column, text in zip(header, values, strict=True)}
     row = LATER | row
-    what = tuple(row.get(axis) for axis in (*NET, 'scope', 'density'))
+    what = tuple(row.get(axis) for axis in (*NET, *told_by))
     if what in seen:
-      raise UserError(f'{where} repeats the network, scope and density of an earlier line.')
+      raise UserError(f'{where} repeats the network, {" and ".join(told_by)} of an earlier line.')
     seen.add(what)
     rows.append(row)
   return rows
@@ -229,7 +237,8 @@ def table(rows: Sequence[Row], densities: Sequence[float] = DENSITIES) -> str:
     rows: as `read_results` gives them; those of several runs carry a 'run' each.
     densities: shares of weights kept, of which the nearest that the rows have are shown.
   """
-  return 'Test accuracy (%) by weights kept, mean ± sd over n networks:\n\n' + markdown(accuracy_table(rows, densities))
+  what = ('after all tasks, their mean' if all('forgetting' in row for row in rows) else 'by weights kept')
+  return f'Test accuracy (%) {what}, mean ± sd over n networks:\n\n' + markdown(accuracy_table(rows, densities))
 
 
 def markdown(found: Table) -> str:
@@ -243,9 +252,16 @@ def markdown(found: Table) -> str:
 
 def accuracy_table(rows: Sequence[Row], densities: Sequence[float], always: Sequence[str] = ()) -> Table:
   """A line for each group; columns for axes that vary and those of `always`, n, and the nearest densities; where a penalty has
-  made the networks sparse, the density that they reached."""
+  made the networks sparse, the density that they reached; after several tasks, what is left of them."""
   axes = [axis for axis in AXES if axis in varying(rows) or axis in always]
   members_of = groups(rows, axes)
+  if all('forgetting' in row for row in rows):
+    known = [name for name in AFTER_TASKS if any(np.isfinite(row[name]) for row in rows)]
+    lines = []
+    for key, members in members_of.items():
+      found = [summarise(row[name] for row in members) for name in known]
+      lines.append([*map(word, key), str(summarise(row['test_accuracy'] for row in members).n), *map(percent, found)])
+    return Table([*map(word, axes), 'n', *(AFTER_TASKS[name] for name in known)], lines)
   if reaches(rows):
     reached = []
     for key, members in members_of.items():
@@ -300,6 +316,12 @@ def share(density: float) -> str:
 def span(counts: Iterable[int]) -> str:
   found = sorted(set(counts))
   return f'{found[0]}' if len(found) == 1 else f'{found[0]} to {found[-1]}'
+
+
+def label_of(axes: Sequence[str], key: Sequence[Any]) -> str:
+  """A group's name in legends."""
+  frames = {'alpha': 'α = {}', 'learning_rate': 'learning rate {}', 'biases': '{} biases', 'penalty': 'penalty {}'}
+  return ', '.join(frames.get(axis, '{}').format(word(value)) for axis, value in zip(axes, key, strict=True))
 
 
 def word(value: Any) -> str:

@@ -14,6 +14,7 @@ from absl import flags
 
 from experiments.commands import run
 from experiments.errors import UserError
+from experiments.results import read_config
 
 FLAGS = flags.FlagValues()   # of this command alone
 CONFIG = flags.DEFINE_string('config', None, 'Required. File of a config that names its ALGORITHMS, as configs/mnist_sparse.py.',
@@ -40,7 +41,9 @@ def main(argv: list[str]) -> None:
       raise UserError(f'{name}{suffix} ended with exit status {code}; the same command goes on with it.')
   if not TUNING.value:
     places = [str(workdir / name) for name in names]
-    subprocess.run([sys.executable, '-m', 'experiments.sparse_table', f'--out={workdir / "table"}', *places], check=True)
+    continual = read_config(workdir / names[0]).get('protocol') == 'continual'
+    side_by_side = 'experiments.continual.table' if continual else 'experiments.sparse_table'
+    subprocess.run([sys.executable, '-m', side_by_side, f'--out={workdir / "table"}', *places], check=True)
 
 
 def algorithms(path: str) -> tuple[str, ...]:

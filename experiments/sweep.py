@@ -14,6 +14,7 @@ import powerprop
 from experiments import evaluate, report, train
 from experiments.algorithms import ALGORITHMS, DISTRIBUTIONS, FIRST_MASKS, OWN_PARAMETERS
 from experiments.augment import AUGMENTATIONS
+from experiments.continual.methods import METHODS
 from experiments.errors import UserError
 from experiments.models import BIASES, MODELS
 from experiments.optimizers import OPTIMIZERS, SCHEDULES, UPDATES, phi_decay
@@ -39,7 +40,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   for axis, values in config.sweep.items():
     need(isinstance(values, tuple) and len(values) > 0, f'sweep.{axis}', 'a tuple of at least one value, as "(1.0, 2.0)"')
     need(not any(v in values[:i] for i, v in enumerate(values)), f'sweep.{axis}', 'a tuple without repetitions')
-  for axis, rows in STATIC_AXES.items():
+  for axis, rows in (STATIC_AXES | {'algorithm': algorithms(config)}).items():
     need(all(v in list(rows) for v in config.sweep[axis]), f'sweep.{axis}', f'a tuple of some of {sorted(rows)}')
   for key, rows in (('augment', AUGMENTATIONS), ('schedule', SCHEDULES), ('sparse.distribution', DISTRIBUTIONS)):
     need(value_of(key) in list(rows), key, f'one of {sorted(rows)}')
@@ -78,6 +79,11 @@ def check(config: ml_collections.ConfigDict) -> None:
   need(all(kind in list(report.KINDS) for kind in config.report), 'report', f'a tuple of some of {sorted(report.KINDS)}')
 
 
+def algorithms(config: ml_collections.ConfigDict) -> Mapping[str, Any]:
+  """What `sweep.algorithm` may name."""
+  return METHODS if config.protocol == 'continual' else ALGORITHMS
+
+
 def check_sparsities(groups: Sequence[train.Group], net: hk.TransformedWithState, image_shape: tuple[int, ...]) -> None:
   """Raises UserError for a sparsity, or layers to leave dense, that do not fit the network. Works on shapes alone."""
   theta, _ = jax.eval_shape(lambda key: net.init(key, np.zeros((1, *image_shape), np.float32), True), jax.random.key(0))
@@ -94,7 +100,7 @@ def make_groups(config: ml_collections.ConfigDict) -> list[train.Group]:
   axes = ('alpha', *STATIC_AXES, 'sparsity')
   combinations = [dict(zip(axes, values, strict=True)) for values in itertools.product(*(config.sweep[axis] for axis in axes))]
   for one in combinations:
-    one['sparsity'] = one['sparsity'] if ALGORITHMS[one['algorithm']] else 0.0
+    one['sparsity'] = one['sparsity'] if ALGORITHMS.get(one['algorithm']) else 0.0
   return [make_group(config, one) for i, one in enumerate(combinations) if one not in combinations[:i]]
 
 
@@ -107,6 +113,9 @@ def make_group(config: ml_collections.ConfigDict, axes: dict[str, Any]) -> train
     chain = UPDATES[axes['update']](OPTIMIZERS[axes['optimizer']](rate, config), reparam)
     return optax.chain(chain, phi_decay(rate, config)) if config.phi_decay else chain
 
+  if config.protocol == 'continual':
+    wrap = METHODS[axes['algorithm']].wrap
+    return train.Group(axes, reparam, lambda rate, key, first: wrap(dense(rate)))
   make, own_parameters = ALGORITHMS[axes['algorithm']], OWN_PARAMETERS.get(axes['algorithm'])
   if make is None:
     own = own_parameters and own_parameters()

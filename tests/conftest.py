@@ -18,6 +18,14 @@ hypothesis.settings.load_profile('default')
 
 
 @pytest.fixture(scope='module')
+def compiled_quickly():
+  """Programs that run once or twice are not worth XLA's optimising."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
+@pytest.fixture(scope='module')
 def compiled_once(tmp_path_factory):
   """Runs of a module compile the same programs: once is enough. The folder is handed to other processes as well."""
   folder = tmp_path_factory.mktemp('cache')

@@ -330,3 +330,38 @@ def test_registered_set_is_the_official_one(monkeypatch):
     for image, label in zip(images[k * 10000:(k + 1) * 10000], labels[k * 10000:(k + 1) * 10000], strict=True):
       digest.update(bytes([label]) + np.moveaxis(image, -1, 0).tobytes())
     assert digest.hexdigest() == sha1
+
+
+# ---- CIFAR-100 ------------------------------------------------------------------------------------------------------
+
+def make_hundred():
+  """Six records of its form, two label bytes in front of the pixels, and the table that says so."""
+  rng = np.random.default_rng(5)
+  images, fine = rng.integers(0, 256, (6, 32, 32, 3), np.uint8), np.array([0, 99, 17, 63, 1, 42], np.uint8)
+  coarse = rng.integers(0, 20, 6, np.uint8)
+  raw = [bytes([c, f]) + b''.join(image[..., plane].tobytes() for plane in range(3))
+         for c, f, image in zip(coarse, fine, images, strict=True)]
+  parts = {'train.bin': b''.join(raw[:4]), 'test.bin': b''.join(raw[4:])}
+  train, test = ((cifar.Batch(name, len(part) // 3074, hashlib.sha256(part).hexdigest(), 2),) for name, part in parts.items())
+  return parts, images, fine, cifar.CIFAR100._replace(name='hundred', train=train, test=test)
+
+
+def test_cifar100_has_two_labels_of_which_the_second_counts(tmp_path):
+  parts, images, fine, files = make_hundred()
+  folder = tmp_path / 'hundred' / 'cifar-100-binary'
+  folder.mkdir(parents=True)
+  for name, part in parts.items():
+    (folder / name).write_bytes(part)
+  dataset = cifar.load_files(files, str(tmp_path))
+  np.testing.assert_array_equal(np.concatenate([dataset.train_images, dataset.test_images]), images)
+  assert dataset.train_labels.tolist() + dataset.test_labels.tolist() == fine.tolist()
+  assert dataset.classes == 100 and dataset.name == 'CIFAR-100'
+  (folder / 'test.bin').write_bytes(parts['test.bin'][:-1])
+  with pytest.raises(DataError, match=r'test.bin: truncated, 6,147 bytes instead of the 6,148 bytes of 2 records of 3,074'):
+    cifar.load_files(files, str(tmp_path))
+
+
+def test_cifar100_not_found(monkeypatch, tmp_path):
+  hide_all(monkeypatch, tmp_path)
+  with pytest.raises(DataError, match=r'CIFAR-100 not found: .*is not read from tensorflow-datasets.*cifar-100-binary.tar.gz'):
+    data.load('cifar100')

@@ -14,9 +14,21 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import base, cifar_figure2, cifar_resnet, cifar_sparse, imagenet, mnist_lenet5, mnist_sparse, sweeps
+from configs import (
+  base,
+  cifar_figure2,
+  cifar_resnet,
+  cifar_sparse,
+  imagenet,
+  mnist_lenet5,
+  mnist_sparse,
+  permuted_mnist,
+  sweeps,
+)
 from experiments import data as datasets
 from experiments import dry_run, main, programs, streamed, sweep
+from experiments.continual import protocol
+from experiments.continual.methods import METHODS
 from experiments.models import MODELS
 
 FOLDER = pathlib.Path(base.__file__).parent
@@ -45,7 +57,9 @@ def variants(name):
 ALL = [(name, *arguments) for name in NAMES for arguments in variants(name)]
 
 
-IMAGES = {'mnist': (28, 28, 1), 'fashion_mnist': (28, 28, 1), 'cifar10': (32, 32, 3)}
+IMAGES = {'mnist': (28, 28, 1), 'fashion_mnist': (28, 28, 1), 'cifar10': (32, 32, 3), 'cifar100': (32, 32, 3)}
+CONTINUAL = ('mixed_images', 'permuted_mnist', 'rotated_mnist', 'split_cifar10', 'split_cifar100', 'split_fashion_mnist',
+             'split_mnist')
 STREAMED = 'imagenet', 'imagenette'
 
 
@@ -62,7 +76,8 @@ def flat(config):
 
 def test_the_walk_finds_the_configs():
   assert {'base', 'mnist_lenet', 'fashion_mnist_lenet', 'mnist_biases', 'mnist_learning_rates', 'mnist_optimizers',
-          'mnist_scope', 'mnist_sparse', 'cifar_sparse', 'cifar_figure2'} <= set(NAMES)
+          'mnist_scope', 'mnist_sparse', 'cifar_sparse', 'cifar_figure2', *CONTINUAL} <= set(NAMES)
+  assert all(tuple(METHODS) == module_of(name).ALGORITHMS for name in CONTINUAL)   # each method on each sequence
   assert {('mnist_lenet', 'full'), ('mnist_lenet', 'quick'), ('mnist_biases', 'normal'), ('mnist_biases', 'zeros')} <= set(ALL)
 
 
@@ -77,6 +92,8 @@ def test_a_config_can_be_run(which):
   if config.protocol == 'streamed':
     streamed.check(config)
     return
+  if config.protocol == 'continual':
+    protocol.check(config)
 
   model = MODELS[config.model](10, config.bias_stddev)
   net = hk.transform_with_state(model.forward)
@@ -107,7 +124,9 @@ def test_docstring_tells_the_command_of_every_variant(name):
   configs = [load(name, *([variant] if variant else [])).to_dict() for variant in shown]
   assert default in configs
   if hasattr(module_of(name), 'ALGORITHMS'):   # the commands of one algorithm stand for all
-    assert shown == ['gradual', 'gradual_tuning'] and 'so for each of ALGORITHMS' in module_of(name).__doc__
+    wanted = (['ewc', 'ewc_tuning', 'efficient_packnet_hundred', 'efficient_packnet_zero'] if name == 'permuted_mnist'
+              else ['packnet', 'packnet_tuning'] if name in CONTINUAL else ['gradual', 'gradual_tuning'])
+    assert shown == wanted and 'so for each of ALGORITHMS' in module_of(name).__doc__
     return
   if name == 'imagenet':   # one cell stands for all
     return
@@ -147,6 +166,13 @@ DEFAULTS = {
   'sweep.sparsity': (0.0,), 'sweep.penalty': (0.0,), 'sparse.distribution': 'erk', 'sparse.dense': (), 'sparse.every_steps': 100,
   'sparse.start_share': 0.25, 'sparse.end_share': 0.75, 'sparse.drop_fraction': 0.3, 'sparse.initial_sparsity': 0.5,
   'lottery.rounds': 17, 'lottery.prune_share': 0.2, 'lottery.rewind_steps': 0,
+  'continual.sequence': 'permuted', 'continual.tasks': 10, 'continual.datasets': ('mnist', 'fashion_mnist', 'cifar10'),
+  'continual.sequence_seed': 0, 'continual.degrees': 180.0, 'continual.scenario': 'domain', 'continual.restart': True,
+  'continual.matrix_every': 1, 'continual.inferred_images': 1000, 'continual.retrain_share': 0.2, 'continual.prune_rounds': 1,
+  'continual.share': 0.0, 'continual.gamma': 0.98, 'continual.densities': (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5),
+  'continual.search': 'list', 'continual.search_steps': 6, 'continual.layerwise': False, 'continual.reinitialise': 'fresh',
+  'continual.rest': 'frozen', 'continual.fisher_images': 500, 'continual.ewc_decay': 1.0, 'continual.damping': 1e-3,
+  'continual.memory_images': 1000,
   'sparse.phase_share': 0.1, 'sparse.rescale': False, 'sparse.entry': 0.5, 'sparse.backward_factor': 2.0, 'sparse.decay': 1e-4}
 THREE = {'steps': 15_000, 'sweep.seed': (0, 1, 2)}
 BIASES = THREE | {'sweep.alpha': (2, 4), 'sweep.biases': ('plain', 'reparameterised'), 'report': ('compare',)}
@@ -177,8 +203,39 @@ BATCH_NORM_RATES = (0.03, 0.1, 0.3, 1.0)
 FIGURE2 = CIFAR | {'sweep.alpha': (1, 1.375, 2, 3), 'prune.scopes': ('layer', 'global')}
 
 
+TWO_BY_TWO = {'continual.sequence': 'split', 'continual.scenario': 'task', 'continual.tasks': 5}
+SEQUENCE = {
+  'permuted_mnist': {}, 'rotated_mnist': {'continual.sequence': 'rotated'}, 'split_mnist': TWO_BY_TWO | {'steps': 370},
+  'split_fashion_mnist': TWO_BY_TWO | {'steps': 370, 'dataset': 'fashion_mnist'},
+  'mixed_images': {'continual.sequence': 'mixed', 'continual.scenario': 'task', 'continual.tasks': 3}}
+PHOTOGRAPHS = TWO_BY_TWO | {'train_images': 45_000, 'batch_size': 125, 'steps': 720, 'augment': 'crop_and_flip'}
+SEQUENCE['split_cifar10'] = PHOTOGRAPHS | {'dataset': 'cifar10', 'model': 'conv_16_32_64'}
+SEQUENCE['split_cifar100'] = PHOTOGRAPHS | {'dataset': 'cifar100', 'model': 'alexnet_small', 'continual.tasks': 10}
+
+
+def continual_changes(name, variant):
+  """One of the sequences, and one of the methods."""
+  algorithm = re.sub('_(tuning|hundred|left|zero)$', '', variant)
+  how = variant.removeprefix(algorithm).lstrip('_')
+  packs, permuted = algorithm in ('packnet', 'efficient_packnet'), name == 'permuted_mnist'
+  strength = {'ewc': 30.0, 'ewc_online': 30.0, 'synaptic_intelligence': 0.1}.get(algorithm, 0.0)
+  found = {'protocol': 'continual', 'model': 'mlp_100_100', 'steps': 4_580, 'schedule': 'cosine', 'report': ('continual',),
+           'sweep.optimizer': ('momentum',), 'sweep.alpha': (1, 2, 3) if packs else (1,), 'sweep.algorithm': (algorithm,),
+           'sweep.seed': (0, 1, 2, 3, 4) if permuted else (0, 1, 2), 'sweep.penalty': (strength,), 'checkpoint_epochs': 10,
+           'alpha_rates': permuted_mnist.RATES[algorithm]} | SEQUENCE[name]
+  if how == 'tuning':
+    found |= {'sweep.seed': (5,), 'alpha_rates': (), 'sweep.learning_rate': (0.01, 0.03, 0.1, 0.2),
+              'sweep.penalty': (0.1 * strength, strength, 10 * strength) if strength else (0.0,)}
+    found |= {'continual.tasks': 5} if permuted else {}
+  if how == 'hundred':
+    found |= {'sweep.seed': (0, 1, 2), 'continual.tasks': 100, 'continual.matrix_every': 10}
+  return found | ({'continual.reinitialise': how} if how in ('left', 'zero') else {})
+
+
 def changes(which):
   """What a config changes in the notebook's protocol, by hand."""
+  if which[0] in CONTINUAL:
+    return continual_changes(*which)
   if which[0] == 'cifar_figure2':
     return FIGURE2 | (CIFAR_RATES if which[1] == 'tuning' else {'sweep.seed': (0, 1), 'alpha_rates': cifar_figure2.RATES})
   if which[0] == 'cifar_batch_norm':
@@ -268,8 +325,8 @@ def test_settings(which):
   assert config['title']
   others = {key for key in config.keys() - wanted.keys() - {'name', 'title', 'prune.densities'} if not key.startswith('stream.')}
   assert {key: config[key] for key in others} == {
-    'data_dir': '', 'momentum': 0.9, 'checkpoint_epochs': 5, 'checkpoints_kept': 2,
-    'prune.recalibration_batches': 50}
+    'data_dir': '', 'momentum': 0.9, 'checkpoints_kept': 2, 'prune.recalibration_batches': 50,
+    **({} if 'checkpoint_epochs' in wanted else {'checkpoint_epochs': 5})}
 
 
 # ---- ImageNet -------------------------------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ def test_found_nowhere_says_where_it_looked_and_what_to_do(small, tmp_path):
 
 
 def test_unknown_name_lists_the_known_ones():
-  with pytest.raises(UserError, match="unknown data set 'mnits'; known: cifar10, fashion_mnist, mnist"):
+  with pytest.raises(UserError, match="unknown data set 'mnits'; known: cifar10, cifar100, fashion_mnist, mnist"):
     data.load('mnits')
 
 

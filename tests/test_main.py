@@ -61,9 +61,9 @@ WRONG_FLAGS = {
   '--config.sweep.alpha=(0.5,)': 'config.sweep.alpha must be a tuple of numbers of at least 1, got (0.5,).',
   '--config.sweep.optimizer=sdg': 'config.sweep.optimizer must be a tuple of some of '
                                   "['adam', 'adamw', 'momentum', 'momentum_decay', 'sgd'], got ",
-  '--config.protocol=x': "config.protocol must be one of ['lottery', 'streamed', 'supervised'], got 'x'.",
+  '--config.protocol=x': "config.protocol must be one of ['continual', 'lottery', 'streamed', 'supervised'], got 'x'.",
   '--dry_run': "--dry_run is for the protocol 'streamed', and config.protocol is 'supervised'.",
-  '--config.dataset=imagenet': "unknown data set 'imagenet'; known: cifar10, fashion_mnist, mnist",
+  '--config.dataset=imagenet': "unknown data set 'imagenet'; known: cifar10, cifar100, fashion_mnist, mnist",
   '--config.data_dir=/nowhere': 'data_dir /nowhere is not a directory',
   '--confg.steps=3': "Unknown command line flag 'confg.steps'",
   'steps=3': "unknown argument 'steps=3'; flags are given as --name=value.",

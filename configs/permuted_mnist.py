@@ -1,0 +1,70 @@
+"""Permuted MNIST: ten tasks, each with the pixels in another order, learned one after another by one small network.
+
+Our protocol: a 784-100-100-10 network with outputs shared by all tasks, 5 epochs (4,580 steps at batch 60) for each task, SGD
+with momentum 0.9 under a cosine with warm-up that begins anew with each. PackNet and EfficientPackNet train the last fifth of
+them under the mask of the task, which they are told in testing; EfficientPackNet wants 98 % of the validation accuracy of all
+weights. RATES and STRENGTHS were set by hand: METHOD_tuning tries GRID, and STRENGTH_GRID, on five tasks with a seed of its own,
+and tells which has the best validation accuracy.
+
+  python -m experiments.main --config=configs/permuted_mnist.py:ewc --workdir=runs/permuted_mnist/ewc
+  python -m experiments.main --config=configs/permuted_mnist.py:ewc_tuning --workdir=runs/permuted_mnist/ewc_tuning
+  python -m experiments.main --config=configs/permuted_mnist.py:efficient_packnet_hundred --workdir=runs/permuted_mnist/hundred
+  python -m experiments.main --config=configs/permuted_mnist.py:efficient_packnet_zero --workdir=runs/permuted_mnist/zero
+
+5 networks, or with masks 15 networks (5 seeds × α ∈ {1, 2, 3}); to choose rates 4 networks, where strengths or powers are
+chosen as well 12 networks; so for each of ALGORITHMS. Of packnet and efficient_packnet also METHOD_hundred, a hundred tasks and
+9 networks; METHOD_left and METHOD_zero, where free weights go on from where they are, or from 0, in place of new ones.
+`python -m experiments.suite --config=configs/permuted_mnist.py --workdir=runs/permuted_mnist` runs all methods and lays them side
+by side. Times are in run.json beside the results.
+"""
+from configs import base
+
+ALGORITHMS = ('fine_tune', 'separate', 'joint', 'ewc', 'ewc_online', 'synaptic_intelligence', 'replay', 'a_gem', 'packnet',
+              'efficient_packnet')
+PACKS = ALGORITHMS[-2:]
+VARIANTS = (*ALGORITHMS, *(f'{a}_tuning' for a in ALGORITHMS),
+            *(f'{a}_{how}' for a in PACKS for how in ('hundred', 'left', 'zero')))
+ALPHAS = (1.0, 2.0, 3.0)
+GRID = (0.01, 0.03, 0.1, 0.2)
+RATES = {**dict.fromkeys(ALGORITHMS, (0.03,)), **dict.fromkeys(PACKS, (0.05, 0.1, 0.1))}   # of 1, or of ALPHAS
+STRENGTHS = {'ewc': 30.0, 'ewc_online': 30.0, 'synaptic_intelligence': 0.1}
+STRENGTH_GRID = (0.1, 1.0, 10.0)   # times these
+
+
+def get_config(variant: str = 'ewc'):
+  """`variant`: a method, or a method and '_tuning', '_hundred', '_left' or '_zero'."""
+  if variant not in VARIANTS:
+    raise ValueError(f'permuted_mnist has the variants {", ".join(map(repr, VARIANTS))}, not {variant!r}.')
+  algorithm = next(a for a in sorted(ALGORITHMS, key=len, reverse=True) if variant == a or variant.startswith(f'{a}_'))
+  config = method(settings(base.get_config()), algorithm, variant == f'{algorithm}_tuning')
+  config.name = f'permuted_mnist_{variant}'
+  config.title = 'Permuted images'
+  if variant.endswith('_tuning'):
+    config.continual.tasks = 5
+  if variant.endswith('_hundred'):
+    config.sweep.seed, config.continual.tasks, config.continual.matrix_every = (0, 1, 2), 100, 10
+  if variant.endswith(('_left', '_zero')):
+    config.continual.reinitialise = variant.rpartition('_')[2]
+  return config
+
+
+def settings(config):
+  """What all sequences of tasks share."""
+  config.protocol, config.report = 'continual', ('continual',)
+  config.model, config.steps, config.schedule = 'mlp_100_100', 5 * 916, 'cosine'
+  config.sweep.optimizer, config.sweep.seed = ('momentum',), (0, 1, 2, 3, 4)
+  config.checkpoint_epochs = 10   # and one after each task
+  return config
+
+
+def method(config, algorithm, tuning):
+  """One method, or the choice of its learning rate and strength."""
+  config.sweep.algorithm = (algorithm,)
+  config.sweep.alpha = ALPHAS if algorithm in PACKS else (1.0,)
+  strength = STRENGTHS.get(algorithm)
+  if tuning:
+    config.sweep.seed, config.sweep.learning_rate = (5,), GRID
+    config.sweep.penalty = tuple(strength * times for times in STRENGTH_GRID) if strength else (0.0,)
+  else:
+    config.alpha_rates, config.sweep.penalty = RATES[algorithm], (strength or 0.0,)
+  return config

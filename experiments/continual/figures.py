@@ -1,0 +1,100 @@
+"""The figures of continual learning, drawn from plain arrays; styles, sizes and legends are those of experiments.figures."""
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.figures import STYLE, WIDTH, Curve, legend, line_styles
+
+MAPS_ABREAST = 2
+
+
+class Map(NamedTuple):
+  """A matrix [N, M] in per cent, NaN where nothing is known; lines from the bottom up."""
+  title: str
+  values: np.ndarray
+
+
+@matplotlib.style.context(STYLE)
+def tasks_figure(curves: Sequence[Curve], y_label: str, note: str, whole: bool = False) -> Figure:
+  """Something in per cent against the number of tasks learned.
+
+  Args:
+    curves: x are numbers of tasks.
+    whole: the vertical axis begins at 0.
+    note: title of the legend.
+  """
+  figure = Figure(figsize=(WIDTH, 2.7), layout='constrained')
+  ax = figure.subplots()
+  styles = line_styles([curve.label for curve in curves], ordered=False)
+  many = max(len(curve.x) for curve in curves) > 30   # markers would hide the line
+  for curve in curves:
+    style = {**styles[curve.label], **({'marker': ''} if many else {})}
+    low, high = np.clip([curve.mean - curve.sd, curve.mean + curve.sd], 0, 100)
+    ax.fill_between(curve.x, low, high, color=style['color'], alpha=0.2, linewidth=0)
+    ax.plot(curve.x, curve.mean, **style)
+  values = np.concatenate([np.concatenate([c.mean - np.nan_to_num(c.sd), c.mean + np.nan_to_num(c.sd)]) for c in curves])
+  low, high = (float(f(values)) if np.isfinite(values).any() else 0.0 for f in (np.nanmin, np.nanmax))
+  room = 0.04 * (high - low) + 0.1
+  ax.set(xlabel='Tasks learned', ylabel=y_label, ylim=(0 if whole else max(low - room, 0), min(high + room, 101)))
+  ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+  legend(figure, {label: {**style, **({'marker': ''} if many else {})} for label, style in styles.items()}, note)
+  return figure
+
+
+@matplotlib.style.context(STYLE)
+def maps_figure(maps: Sequence[Map], x_label: str, y_label: str, scale_label: str, low: float | None = None) -> Figure:
+  """Matrices as heat maps on one scale of colours, two abreast; numbers in the cells where there is room for them.
+
+  Args:
+    low: where the scale begins; None: at the smallest value of all.
+  """
+  columns = min(len(maps), MAPS_ABREAST)
+  rows = -(-len(maps) // columns)
+  side = WIDTH / columns
+  figure = Figure(figsize=(WIDTH, rows * side * (0.8 if columns == 1 else 0.95) + 0.5), layout='constrained')
+  axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+  every = np.concatenate([np.ravel(one.values) for one in maps])
+  every = every[np.isfinite(every)]
+  begin = float(every.min()) if low is None and every.size else low or 0.0
+  end = max(float(every.max()), begin + 1e-9) if every.size else 100.0
+  for ax, one in zip(axes.flat, maps, strict=False):
+    ax.grid(False)
+    image = ax.imshow(one.values, origin='lower', vmin=begin, vmax=end, cmap='viridis', aspect='auto',
+                      extent=(0.5, one.values.shape[1] + 0.5, 0.5, one.values.shape[0] + 0.5))
+    ax.set_title(textwrap.fill(one.title, 25 if columns > 1 else 44), fontsize=7)
+    ax.xaxis.set_major_locator(MaxNLocator(5 if columns > 1 else 10, integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(5 if columns > 1 else 10, integer=True))
+    if one.values.shape[1] * columns <= 12:
+      _numbers(ax, one.values, begin, end)
+  for ax in axes.flat[len(maps):]:
+    ax.set_axis_off()
+  if axes.size > len(maps) and rows > 1:
+    axes[-2, -1].tick_params(labelbottom=True)
+  figure.supxlabel(x_label, fontsize=8)
+  figure.supylabel(y_label, fontsize=8)
+  bar = figure.colorbar(image, ax=axes, label=scale_label, fraction=0.05, pad=0.02, shrink=min(1.0, 1.6 / rows + 0.1))
+  bar.outline.set_linewidth(0.6)
+  return figure
+
+
+def _numbers(ax: Axes, values: np.ndarray, low: float, high: float) -> None:
+  for (row, column), value in np.ndenumerate(values):
+    if np.isfinite(value):
+      bright = value > low + 0.6 * (high - low)
+      ax.text(column + 1, row + 1, f'{value:.0f}', ha='center', va='center', fontsize=6, color='black' if bright else 'white')
+
+
+def mean_maps(found: Mapping[str, Sequence[np.ndarray]]) -> list[Map]:
+  """Title → matrices of several networks, shares → the mean of those that know a cell, in per cent."""
+  maps = []
+  for title, matrices in found.items():
+    stack = 100 * np.stack(matrices)
+    known = np.isfinite(stack).sum(0)
+    maps.append(Map(title, np.where(known > 0, np.nansum(stack, 0) / np.maximum(known, 1), np.nan)))
+  return maps

@@ -1,0 +1,198 @@
+"""PackNet and EfficientPackNet as methods: powerprop.packnet, on the outputs, data and networks of the protocol.
+
+Outputs of a task's own are columns of one layer, which only that task may change; all other weights are shared by masks.
+"""
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+
+import powerprop
+from experiments import train
+from experiments.continual.problem import Method, Nets, Problem, State, fresh, hits, optimizer
+from experiments.data import tasks
+from experiments.train import is_convolutional
+from powerprop import masks, packnet, task_inference, task_masks
+from powerprop.masks import is_none
+from powerprop.reparam import Tree
+
+
+class Packed(NamedTuple):
+  tasks: task_masks.Memory
+  forward: Tree      # bool: what the network sees in training; None for leaves without masks
+  score: jax.Array   # float32 [T]: validation accuracy with the mask, when it was chosen; NaN: none was measured
+  dense: jax.Array   # float32 [T]: with all weights, just before
+  met: jax.Array     # bool [T]: did a mask pass?
+  left: jax.Array    # int32: weights that were free when the task began
+
+
+def packing(efficient: bool) -> Method:
+  """PackNet: `continual.share` of each layer for every task, in `continual.prune_rounds` rounds (Mallya and Lazebnik 2018,
+  arXiv:1711.05769). EfficientPackNet: Algorithm 1 of Schwarz et al. 2021 (arXiv:2110.00296)."""
+  def memory(p, phi, net_state):
+    tree, size = body(p, phi, net_state), p.heads.tasks
+    begun = task_masks.begin(tree, size, rest=p.config.continual.rest)
+    unknown = jnp.full(size, jnp.nan)
+    return Packed(begun, everything(begun, tree), unknown, unknown, jnp.ones(size, bool),
+                  task_masks.capacity(begun, tree).left)
+
+  def prune(p, n, s, task, number):
+    if not efficient:
+      return under(p, s, task, chosen_by_share(p, s, number))
+    # There is one search, however many rounds PackNet has.
+    return jax.lax.cond(number == 0, lambda s: searched(p, s, task), lambda s: s, s)
+
+  return Method(memory=memory, wrap=powerprop.protect, start=lambda p, n, s: with_free(p, s, 0, s.trained.opt_state),
+                seen=lambda memory, theta: apply(memory.forward, theta), prune=prune, consolidate=consolidate, switch=switch,
+                recall=recall, infer=inferred, separate=True, packs=True, bytes_kept=bytes_kept)
+
+
+# ---- the tree that masks are of -------------------------------------------------------------------------------------
+
+
+def body(p: Problem, phi: Tree, net_state: Tree) -> Tree:
+  """What tasks share: parameters but for outputs of a task's own, and the running averages of BatchNorm."""
+  own = head(p, phi)
+  return hk.data_structures.merge({name: leaves for name, leaves in phi.items() if name not in own}, net_state)
+
+
+def head(p: Problem, phi: Tree) -> Tree:
+  """The output layer, where tasks have outputs of their own."""
+  name = p.output_layer.rpartition('/')[0]
+  return {} if p.heads.scenario == 'domain' else {name: phi[name]}
+
+
+def parts(p: Problem, tree: Tree, s: State) -> tuple[Tree, Tree]:
+  """φ and state of the network, of a `body`; outputs are those of `s`."""
+  phi, net_state = s.trained.phi, s.trained.net_state
+  found = {name: leaves for name, leaves in tree.items() if name not in net_state}
+  return hk.data_structures.merge(found, head(p, phi)), {name: tree[name] for name in net_state}
+
+
+def everything(memory: task_masks.Memory, tree: Tree) -> Tree:
+  return jax.tree.map(lambda x: None if x is None else jnp.ones(jnp.shape(x), bool), task_masks.shared(memory, tree),
+                      is_leaf=is_none)
+
+
+def apply(forward: Tree, theta: Tree) -> Tree:
+  """θ as the network sees it; `forward` lacks the outputs of tasks, and θ the statistics of BatchNorm."""
+  return {name: {leaf: x if forward.get(name, {}).get(leaf) is None else jnp.where(forward[name][leaf], x, 0)
+                 for leaf, x in leaves.items()} for name, leaves in theta.items()}
+
+
+# ---- what is free ---------------------------------------------------------------------------------------------------
+
+
+def with_free(p: Problem, s: State, task: Any, opt_state: Any) -> State:
+  """The state with what `task` may change: what no task uses and the network sees, and the task's outputs."""
+  phi, memory = s.trained.phi, s.memory
+  free = task_masks.free(memory.tasks, body(p, phi, s.trained.net_state))
+  free = jax.tree.map(lambda seen, f: f if seen is None else seen & f, memory.forward, free, is_leaf=is_none)
+  columns = jax.tree.map(lambda x: jnp.broadcast_to(jnp.arange(x.shape[-1]) // p.heads.classes == task, x.shape), head(p, phi))
+  free = {name: (columns if name in columns else free)[name] for name in phi}
+  return s._replace(trained=s.trained._replace(opt_state=powerprop.with_free(opt_state, free)))
+
+
+# ---- the mask of a task ---------------------------------------------------------------------------------------------
+
+
+def chosen_by_share(p: Problem, s: State, number: Any) -> Packed:
+  """PackNet's mask after a round: weights of earlier tasks, and of those that are free the largest of each layer. What goes is
+  shared out evenly among the rounds."""
+  wanted, memory = p.config.continual, s.memory
+  share, rounds = wanted.share or 1 / p.heads.tasks, wanted.prune_rounds
+  tree = body(p, s.trained.phi, s.trained.net_state)
+  free = task_masks.free(memory.tasks, tree)
+
+  def live(seen: Any, f: jax.Array) -> Any:
+    return None if seen is None else seen & f
+
+  def left(x: jax.Array) -> jax.Array:
+    there = jnp.sum(x, dtype=jnp.int32)
+    final = jnp.minimum(max(1, int(share * x.size + 1e-6)), there)   # a product that is whole but for rounding
+    return final + jnp.round((there - final) * (1 - 1 / (rounds - number))).astype(jnp.int32)
+  alive = jax.tree.map(live, memory.forward, free, is_leaf=is_none)
+  new = masks.layerwise(task_masks.shared(memory.tasks, tree), jax.tree.map(left, alive), alive)
+  mask = jax.tree.map(lambda n, f: None if n is None else n | ~f, new, free, is_leaf=is_none)
+  return memory._replace(forward=mask)
+
+
+def searched(p: Problem, s: State, task: Any) -> State:
+  """EfficientPackNet's: the sparsest of the largest |φ| of all whose validation accuracy is above γ times the dense one."""
+  wanted, memory = p.config.continual, s.memory
+  phi, net_state = s.trained.phi, s.trained.net_state
+  weights = task_masks.shared(memory.tasks, body(p, phi, net_state))
+  theta, part = p.group.reparam.weights(phi), p.parts['validation']
+
+  def score(mask):
+    right = hits(p, apply(mask, theta), net_state, 'validation', task, task)[0]
+    return right / part.counts[task % len(part.counts)]
+
+  def choose(count):
+    return packnet.efficient_masks(weights, count)
+  dense, counts = score(memory.forward), packnet.make_counts(weights, wanted.densities, wanted.layerwise)
+  if wanted.search == 'binary':
+    least, most = (jax.tree.map(lambda k, i=i: k[i], counts) for i in (0, -1))
+    found = packnet.search_binary(score, choose, least, most, dense, wanted.gamma, wanted.search_steps)
+  else:
+    found = packnet.search(score, choose, counts, dense, wanted.gamma, side_by_side=not is_convolutional(phi))
+  return under(p, s, task, memory._replace(forward=found.mask, score=memory.score.at[task].set(found.score),
+                                           dense=memory.dense.at[task].set(dense), met=memory.met.at[task].set(found.met)))
+
+
+def under(p: Problem, s: State, task: Any, memory: Packed) -> State:
+  """The state with that mask: the rest of the task is for training under it."""
+  return with_free(p, s._replace(memory=memory), task, s.trained.opt_state)
+
+
+# ---- between tasks --------------------------------------------------------------------------------------------------
+
+
+def consolidate(p: Problem, n: Nets, s: State, task: Any) -> State:
+  memory, tree = s.memory, body(p, s.trained.phi, s.trained.net_state)
+  return s._replace(memory=memory._replace(tasks=task_masks.remember(memory.tasks, task, memory.forward, tree)))
+
+
+def switch(p: Problem, n: Nets, s: State, task: Any) -> State:
+  """Line 13 of Algorithm 1, and the optimiser for the next task."""
+  memory, tree = s.memory, body(p, s.trained.phi, s.trained.net_state)
+  anew = packnet.reinitialise(memory.tasks, tree, body(p, *fresh(p, n, task)), p.config.continual.reinitialise)
+  phi, net_state = parts(p, anew, s)
+  opt_state = optimizer(p, n).init(phi) if p.config.continual.restart else s.trained.opt_state
+  memory = memory._replace(forward=everything(memory.tasks, tree), left=task_masks.capacity(memory.tasks, tree).left)
+  s = State(train.TrainState(phi, opt_state, net_state), memory, s.record)
+  return with_free(p, s, task, opt_state)
+
+
+def recall(p: Problem, s: State, task: Any) -> tuple[Tree, Tree]:
+  tree = task_masks.recall(s.memory.tasks, task, body(p, s.trained.phi, s.trained.net_state))
+  phi, net_state = parts(p, tree, s)
+  return p.group.reparam.weights(phi), net_state
+
+
+def inferred(p: Problem, s: State, task: Any) -> jax.Array:
+  """Of the first `continual.inferred_images` test images of a task: how many are put into their class under the mask that makes
+  outputs most certain, and for how many that is the task's. int32 [2]."""
+  part, size = p.parts['test'], p.heads.tasks
+  count = jnp.minimum(part.counts[task % len(part.counts)], p.config.continual.inferred_images)
+  positions = jnp.arange(min(part.rows.shape[1], p.config.continual.inferred_images))
+  images, labels = tasks.take(part, p.pixels, task, positions)
+
+  def under_mask(t):
+    theta, net_state = recall(p, s, t)
+    logits = p.net.apply(theta, net_state, None, train.pixels(images), False)[0]
+    own = 0 if p.heads.scenario == 'domain' else t * p.heads.classes
+    return jax.lax.dynamic_slice_in_dim(logits, own, p.heads.classes, axis=1)
+  logits = jax.lax.map(under_mask, jnp.arange(size))
+  guess = task_inference.infer_by_entropy(logits, s.memory.tasks.here).task
+  chosen = jnp.take_along_axis(logits, guess[None, :, None], 0)[0]
+  right = jnp.argmax(chosen, 1) == labels
+  if p.heads.scenario != 'domain':   # the same place among the outputs of another task is another class
+    right &= guess == task
+  return jnp.sum(jnp.stack([right, guess == task]) & (positions < count)[None], 1, dtype=jnp.int32)
+
+
+def bytes_kept(p: Problem, s: State, image: int) -> float:
+  """Masks, and leaves of the tasks' own."""
+  return float(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((s.memory.tasks.bits, s.memory.tasks.own))))

@@ -1,0 +1,272 @@
+"""The protocol 'continual' on a tiny set: results are those of the weights in its checkpoints, a run that was stopped ends alike,
+and from the second task on nothing is compiled."""
+import csv
+import json
+import shutil
+import warnings
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tiny
+
+from configs import base
+from experiments import data as datasets
+from experiments import report
+from experiments.checkpoint import Checkpoints
+from experiments.continual import protocol, table
+from experiments.continual.methods import METHODS
+from experiments.errors import UserError
+from experiments.models import MODELS
+
+STEPS, TASKS, SEEDS = 40, 3, 2
+GROUPS = [(2.0, 'fine_tune'), (2.0, 'efficient_packnet')]
+DENSEST = 'ignore:.*even the densest mask is below gamma:UserWarning'
+pytestmark = [pytest.mark.filterwarnings(DENSEST), pytest.mark.usefixtures('compiled_quickly')]
+LAYERS = ('mlp/~/linear_0', 'mlp/~/linear_1')
+OUTPUTS = ('results.csv', 'statistics.csv', 'matrix.csv', 'capacity.csv', 'mask_overlap.csv', 'table.md')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def data_dir(tmp_path_factory):
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(datasets.DATASETS, 'tiny', tiny.load)
+    patch.setitem(MODELS, 'tiny', tiny.mlp)
+    yield tiny.write(tmp_path_factory.mktemp('data'))
+
+
+def make_config(data_dir, **change):
+  """40 steps of a task are 2 epochs of 18 and 4 more; masks are chosen after 30."""
+  config = base.get_config()
+  config.update_from_flattened_dict({
+    'protocol': 'continual', 'data_dir': str(data_dir), 'dataset': 'tiny', 'model': 'tiny', 'train_images': 360, 'batch_size': 20,
+    'steps': STEPS, 'sweep.alpha': (2.0,), 'sweep.seed': (0, 1), 'sweep.optimizer': ('momentum',),
+    'sweep.learning_rate': (0.05,), 'sweep.algorithm': ('fine_tune', 'efficient_packnet'), 'continual.tasks': TASKS,
+    'continual.retrain_share': 0.25, 'continual.densities': (0.1, 0.2, 0.4), 'continual.gamma': 0.9, 'report': ('continual',),
+    'continual.inferred_images': 60, 'checkpoint_epochs': 1, 'checkpoints_kept': 20, **change})
+  return config
+
+
+@pytest.fixture(scope='module')
+def finished(compiled_quickly, compiled_once, data_dir, tmp_path_factory):
+  """A workdir, how many programs had been compiled at each checkpoint, and what was warned of."""
+  workdir, compiled, at = tmp_path_factory.mktemp('finished'), [], {}
+  jax.monitoring.register_event_duration_secs_listener(
+      lambda event, _, **more: compiled.append(event) if event.endswith('backend_compile_duration') else None)
+  save = Checkpoints.save
+  def counted(self, step, tree):
+    save(self, step, tree)
+    at[step] = len(compiled)
+  with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as warned:
+    warnings.simplefilter('always')
+    patch.setattr(Checkpoints, 'save', counted)
+    protocol.run(make_config(data_dir), workdir)
+  return workdir, at, [str(one.message) for one in warned if 'densest' in str(one.message)]
+
+
+def read(path):
+  return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_nothing_is_compiled_from_the_second_task_on(finished):
+  _, at, _ = finished
+  assert sorted(at) == [18, 36, 40, 58, 76, 80, 98, 116, 120]
+  assert at[18] > 0 and at[40] == at[120]
+
+
+# ---- results -------------------------------------------------------------------------------------------------------
+
+
+def networks(workdir, step=TASKS * STEPS):
+  """(alpha, method, seed) → φ, and masks [T] of each layer or None; from a checkpoint."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    groups = checkpointer.restore(workdir / 'checkpoints' / str(step) / 'default')
+  found = {}
+  for (alpha, method), group in zip(GROUPS, groups, strict=True):
+    for k in range(SEEDS):
+      phi = {layer: {n: np.float64(x[k]) for n, x in group['trained']['phi'][layer].items()} for layer in LAYERS}
+      masks = None
+      if method != 'fine_tune':
+        masks = {layer: np.unpackbits(np.asarray(group['memory']['tasks']['bits'][layer]['w'][k]), axis=1,
+                                      count=phi[layer]['w'].size).reshape(TASKS, *phi[layer]['w'].shape).astype(bool)
+                 for layer in LAYERS}
+      found[alpha, method, k] = phi, masks
+  return found
+
+
+def accuracy(alpha, phi, masks, task, part):
+  """By NumPy, on the images of a task: permuted, but the first."""
+  rng = np.random.default_rng(0)
+  orders = [np.arange(36), *(rng.permutation(36) for _ in range(TASKS - 1))]
+  images, labels = {'test': tiny.ARRAYS[2:], 'validation': [x[360:] for x in tiny.ARRAYS[:2]]}[part]
+  x = images.reshape(len(images), 36)[:, orders[task]] / 255
+  for i, layer in enumerate(LAYERS):
+    w = phi[layer]['w'] * np.abs(phi[layer]['w']) ** (alpha - 1)
+    x = x @ (w if masks is None else np.where(masks[layer][task], w, 0)) + phi[layer]['b']
+    x = np.maximum(x, 0) if i == 0 else x
+  return np.mean(x.argmax(1) == labels)
+
+
+def test_results_are_those_of_the_weights_in_the_checkpoints(finished):
+  workdir, *_ = finished
+  rows = {(float(r['alpha']), r['algorithm'], int(r['seed'])): r for r in read(workdir / 'results.csv')}
+  matrix = {(float(r['alpha']), r['algorithm'], int(r['seed']), int(r['after']), int(r['task'])): float(r['test_accuracy'])
+            for r in read(workdir / 'matrix.csv')}
+  last = networks(workdir)
+  assert rows.keys() == last.keys()
+  for (alpha, method, k), (phi, masks) in last.items():
+    row = rows[alpha, method, k]
+    for part in ('test', 'validation'):
+      mean = np.mean([accuracy(alpha, phi, masks, task, part) for task in range(TASKS)])
+      assert float(row[f'{part}_accuracy']) == pytest.approx(mean, abs=1e-9)
+    if masks is None:
+      # After a task and after the switch a network without masks is the same: its checkpoints are those of the tests.
+      for after in (1, 2, 3):
+        then = networks(workdir, after * STEPS)[alpha, method, k][0]
+        for task in range(min(after + 1, TASKS)):
+          assert matrix[alpha, method, k, after, task + 1] == pytest.approx(accuracy(alpha, then, None, task, 'test'), abs=1e-9)
+      assert [key[3:] for key in matrix if key[:3] == (alpha, method, k)] == [
+        (0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3)]
+    else:
+      for task in range(1, TASKS + 1):   # never forgotten, to the last image
+        assert len({matrix[alpha, method, k, after, task] for after in range(task, TASKS + 1)}) == 1
+      assert float(row['forgetting']) == float(row['backward_transfer']) == 0 and row['forward_transfer'] == 'nan'
+      union = sum(int(masks[layer].any(0).sum()) for layer in LAYERS)
+      assert (int(row['kept']), int(row['weights'])) == (union, 1380) and float(row['inferred_accuracy']) <= 1
+  assert np.mean([float(r['test_accuracy']) for r in rows.values()]) > 0.5   # they do learn
+
+
+def test_capacity_and_overlap(finished):
+  workdir, *_ = finished
+  capacity, overlap = read(workdir / 'capacity.csv'), read(workdir / 'mask_overlap.csv')
+  for (alpha, method, k), (_, masks) in networks(workdir).items():
+    if masks is None:
+      continue
+    bits = np.concatenate([masks[layer].reshape(TASKS, -1) for layer in LAYERS], 1)
+    def mine(row, who=(alpha, method, k)):
+      return (float(row['alpha']), row['algorithm'], int(row['seed'])) == who
+    for t, row in enumerate(filter(mine, capacity)):
+      before = bits[:t].any(0)
+      for name, expected in (('used', bits[t]), ('new', bits[t] & ~before), ('reused', bits[t] & before),
+                             ('total', bits[t] | before)):
+        assert float(row[name]) == pytest.approx(expected.mean(), rel=1e-6), name
+      assert bits[t].sum() in (138, 276, 552)   # of 1,380
+      assert (row['met'] == '1') == (float(row['mask_accuracy']) > 0.9 * float(row['dense_accuracy']))
+    for row in filter(mine, overlap):
+      a, b = bits[int(row['task']) - 1], bits[int(row['other']) - 1]
+      assert float(row['overlap']) == pytest.approx((a & b).sum() / (a | b).sum(), rel=1e-6)
+
+
+def test_masks_that_are_not_good_enough_are_warned_of(finished):
+  workdir, _, warned = finished
+  failed = [int(row['task']) for row in read(workdir / 'capacity.csv') if row['met'] == '0']
+  assert warned == [f'alpha=2 algorithm=efficient_packnet: on task {task} even the densest mask is below gamma=0.9 in '
+                    f'{failed.count(task)} of 2 networks; it is kept.' for task in sorted(set(failed))] and warned
+
+
+def test_report(finished):
+  workdir, *_ = finished
+  page = (workdir / 'report.html').read_text()
+  for title in ('Accuracy against the number of tasks', 'Capacity against', 'Accuracy after each task', 'Overlap of the masks'):
+    assert title in page
+  assert '3 tasks one after another, 40 steps of each task' in page and 'short run' not in page
+  text = (workdir / 'table.md').read_text()
+  assert 'forgetting' in text and 'EfficientPackNet' in text and 'of all classes' not in text   # outputs are shared
+  assert {path.stem for path in (workdir / 'figures').glob('*.png')} == {'tasks', 'capacity', 'matrix', 'mask_overlap'}
+  assert report.write_report(workdir)[-1].name == 'report.html'
+
+
+def test_runs_side_by_side(finished, tmp_path):
+  """The same networks from two runs, which are then told apart by their workdirs; other tasks are refused."""
+  workdir, *_ = finished
+  other = shutil.copytree(workdir, tmp_path / 'other')
+  paths = table.write(tmp_path / 'table', [workdir, other])
+  assert {path.name for path in paths} >= {'tasks.png', 'matrix.svg', 'mask_overlap.png', 'table.md'}
+  lines = (tmp_path / 'table' / 'table.md').read_text().splitlines()
+  assert [[cell.strip() for cell in line.split('|')[1:3]] for line in lines[4:]] == [
+    [method, run] for method in ('fine-tuning', 'EfficientPackNet') for run in (workdir.name, 'other')]
+  with pytest.raises(UserError, match='a workdir is named twice'):
+    table.write(tmp_path / 'table', [workdir, workdir])
+  text = (other / 'config.json').read_text()
+  (other / 'config.json').write_text(text.replace('"tasks": 3', '"tasks": 4'))
+  with pytest.raises(UserError, match=r'other has other tasks than .*: tasks is 4 and 3\.'):
+    table.write(tmp_path / 'table', [workdir, other])
+
+
+# ---- stopped and gone on with --------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+  pass
+
+
+def metrics(workdir):
+  records = map(json.loads, (workdir / 'metrics.jsonl').read_text().splitlines())
+  return [{key: value for key, value in record.items() if key != 'seconds'} for record in records]
+
+
+@pytest.mark.parametrize('calls', [2, 7])
+def test_stopped_anywhere_and_gone_on_with(finished, data_dir, tmp_path, monkeypatch, calls):
+  """In the first task, before its mask is chosen, and in the second under its mask, with what was written after a checkpoint."""
+  workdir, *_ = finished
+  left = calls
+  show = protocol.Progress.show
+  def stop(self, step, losses):
+    nonlocal left
+    left -= 1
+    if left == 0:
+      raise Stopped
+    show(self, step, losses)
+  with monkeypatch.context() as patch:
+    patch.setattr(protocol.Progress, 'show', stop)
+    with pytest.raises(Stopped):
+      protocol.run(make_config(data_dir), tmp_path)
+  assert not (tmp_path / 'results.csv').exists()
+  protocol.run(make_config(data_dir, report=()), tmp_path)
+  for name in OUTPUTS:
+    assert (tmp_path / name).read_bytes() == (workdir / name).read_bytes(), name
+  for a, b in zip(jax.tree.leaves(networks(tmp_path)), jax.tree.leaves(networks(workdir)), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert metrics(tmp_path) == metrics(workdir)
+
+
+def test_goes_on_after_the_last_task(finished, data_dir, tmp_path, capsys):
+  """Killed before its results were written: nothing is trained again. Then only its report is drawn."""
+  workdir, *_ = finished
+  copy = shutil.copytree(workdir, tmp_path / 'copy')
+  for name in ('run.json', 'results.csv', 'matrix.csv'):
+    (copy / name).unlink()
+  protocol.run(make_config(data_dir), copy)
+  assert 'had learned all tasks' in capsys.readouterr().out
+  for name in OUTPUTS:
+    assert (copy / name).read_bytes() == (workdir / name).read_bytes(), name
+  (copy / 'report.html').unlink()
+  protocol.run(make_config(data_dir), copy)
+  assert 'which has ended' in capsys.readouterr().out and (copy / 'report.html').exists()
+
+
+def test_pieces_of_a_task():
+  assert list(protocol.pieces(0, 40, 18, [30])) == [(0, 0, 18, 18), (1, 0, 12, 30), (1, 12, 18, 36), (2, 0, 4, 40)]
+  assert list(protocol.pieces(30, 40, 18, [30])) == [(1, 12, 18, 36), (2, 0, 4, 40)]
+  assert list(protocol.pieces(0, 36, 18, [36])) == [(0, 0, 18, 18), (1, 0, 18, 36)]
+
+
+@pytest.mark.parametrize('key, value, message', [
+  ('sweep.algorithm', ('rigl',), r"config.sweep.algorithm must be a tuple of some of \['a_gem', .*, got \('rigl',\)"),
+  ('sweep.algorithm', ('ewc',), r'config.sweep.penalty must be positive for ewc, whose strength it is, got \(0.0,\).'),
+  ('continual.sequence', 'sorted', r"config.continual.sequence must be one of \['mixed', .*, got 'sorted'."),
+  ('continual.scenario', 'both', "config.continual.scenario must be one of .*'domain', 'task', 'class'.*, got 'both'."),
+  ('continual.tasks', 1, 'config.continual.tasks must be at least 2, got 1.'),
+  ('continual.gamma', 1.5, r'config.continual.gamma must be a share in \[0, 1\], got 1.5.'),
+  ('continual.densities', (0.5, 0.2), r'config.continual.densities must be a tuple of increasing shares in .*, got \(0.5, 0.2\)'),
+  ('continual.reinitialise', 'anew', "config.continual.reinitialise must be one of .*'fresh', 'left', 'zero'.*, got 'anew'."),
+  ('sweep.sparsity', (0.5,), r"config.sweep.sparsity must be \(0.0,\) for the protocol 'continual', got \(0.5,\).")])
+def test_mistakes(data_dir, key, value, message):
+  with pytest.raises(UserError, match=message):
+    protocol.check(make_config(data_dir, **{key: value}))
+
+
+def test_methods_are_named_in_the_documentation_of_the_module():
+  from experiments.continual import methods
+  assert all(name in methods.__doc__ for name in METHODS)
