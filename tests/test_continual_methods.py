@@ -339,6 +339,37 @@ def test_efficient_packnet_keeps_the_sparsest_mask_before_one_that_fails():
   assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), s.memory.forward, again.memory.forward))
 
 
+def normalised(units):
+  def forward(images, training):
+    x = hk.Linear(5, with_bias=False, name='hidden')(hk.Flatten()(images) - 0.5)
+    return hk.Linear(units, name='output')(jax.nn.relu(hk.BatchNorm(True, True, 0.9, name='norm')(x, training)))
+  return forward
+
+
+@pytest.mark.parametrize('rest', ['own', 'frozen'])
+def test_batch_norm(rest):
+  """A task's own: scale, offset and averages are stored with it. Frozen: those of the first task are all that there are."""
+  p, s = make('packnet', 'domain', forward=normalised, rest=rest)
+  p = p._replace(batch_norm=True)
+  learn = jax.jit(lambda s, task: programs.epoch(p, NET, s, task, 0, 0, 6)[0])
+  prune, consolidate, switch, recall = (jax.jit(lambda s, *a, f=f: f(p, NET, s, *a)) for f in (
+    programs.prune, programs.consolidate, programs.switch, lambda p, n, s, task: packing.recall(p, s, task)))
+  learned = []
+  for task in range(TASKS):
+    s = consolidate(prune(learn(s, task), task, 0), task)
+    learned.append(jax.tree.map(np.asarray, recall(s, task)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves((learned[-1], s.trained.phi)))
+    if task + 1 < TASKS:
+      s = switch(s, task + 1)
+  for task, before in enumerate(learned):
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, recall(s, task)))
+  scales, averages = ([found[i][name][leaf] for found in learned]
+                      for i, name, leaf in ((0, 'norm', 'scale'), (1, 'norm/~/mean_ema', 'average')))
+  for values in (scales, averages):
+    assert (values[0] != np.ones_like(values[0])).any() and (values[0] != 0).any()
+    assert np.array_equal(values[0], values[2]) == (rest == 'frozen')
+
+
 # ---- measures --------------------------------------------------------------------------------------------------------
 
 NAN = np.nan

@@ -22,6 +22,8 @@ GREY, COLOUR = (28, 28, 1), (32, 32, 3)
 # scale and offset.
 PARAMETERS = {
   ('lenet_300_100', GREY): 266_610,
+  ('mlp_100_100', GREY): 89_610,        # 78,500 + 10,100 + 1,010
+  ('mlp_2000_2000', GREY): 5_592_010,   # 1,570,000 + 4,002,000 + 20,010
   ('lenet_5', GREY): 431_080,           # 520 + 25,050 + 400,500 + 5,010
   ('lenet_5', COLOUR): 657_080,         # 1,520 + 25,050 + 625,500 + 5,010
   ('conv_16_32_64', COLOUR): 64_554,    # 448 + 4,640 + 18,496 + 40,970
@@ -35,7 +37,8 @@ PARAMETERS = {
   ('resnet_50_eighth', COLOUR): 376_722,
 }
 LAYERS = {  # convolutional and dense ones, 1×1 shortcuts included
-  'lenet_300_100': 3, 'lenet_5': 4, 'conv_16_32_64': 4, 'conv_32_64_128': 4, 'alexnet_small': 8,
+  'lenet_300_100': 3, 'mlp_100_100': 3, 'mlp_2000_2000': 3, 'lenet_5': 4, 'conv_16_32_64': 4, 'conv_32_64_128': 4,
+  'alexnet_small': 8,
   'resnet_20': 20, 'resnet_18': 21, 'wide_resnet_22_2': 23, 'wide_resnet_16_8': 17,
   'resnet_50': 54, 'resnet_50_eighth': 54,   # 1 + 16 · 3 + 4 + 1
 }
@@ -48,7 +51,7 @@ SMALL = {'lenet_5': models.lenet_5, 'conv_16_32_64': MODELS['conv_16_32_64'],
 
 
 def image_shape(name):
-  return GREY if name.startswith('lenet') else COLOUR
+  return GREY if name.startswith(('lenet', 'mlp')) else COLOUR
 
 
 def network(name, bias_stddev=0.0):
@@ -99,7 +102,7 @@ def test_first_and_output_layer_are_named(name):
   model, (params, _) = MODELS[name](10, 0.0), shapes(name, image_shape(name))
   found, image = weights(params), image_shape(name)
   assert found[model.output_layer].shape[-1] == 10
-  assert found[model.first_layer].shape[-2] == (math.prod(image) if name == 'lenet_300_100' else image[-1])
+  assert found[model.first_layer].shape[-2] == (math.prod(image) if name.startswith(('lenet_300', 'mlp')) else image[-1])
 
 
 @pytest.mark.parametrize('name', list(MODELS))

@@ -40,7 +40,7 @@ def write(config: ml_collections.ConfigDict, tasks: sequences.Tasks, problems: S
         capacity += [axes | row for row in found]
         overlap += [axes | row for row in rows]
       matrix += [axes | {'after': t, 'task': j + 1, 'test_accuracy': test[t, j], 'class_accuracy': among_all[t, j]}
-                 for t in range(len(test)) for j in range(test.shape[1]) if np.isfinite(test[t, j])]
+                 for (t, j), hits in np.ndenumerate(one.record.test) if hits >= 0]
       results.append(axes | {
           'scope': TRAINED, 'density': kept / weights, 'kept': kept, 'weights': weights,
           'validation_accuracy': float(validation.mean()), 'test_accuracy': float(test[-1].mean()),
