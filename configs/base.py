@@ -83,8 +83,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.continual.search_steps = 6         # efficient_packnet: of the binary search
   config.continual.layerwise = False        # efficient_packnet: the same density in each layer, or one threshold for all?
   config.continual.reinitialise = 'fresh'   # free weights before the next task: 'fresh', 'left' as they are, or 'zero'
-  config.continual.rest = 'frozen'          # biases and BatchNorm of both: 'frozen' after the first task, or each task's 'own', which
-  #                                           deep networks want: weights that begin anew do not fit statistics of others
+  config.continual.rest = 'frozen'          # biases and BatchNorm of both: 'frozen' after the first task, or each task's 'own',
+  #                                           for deep networks: weights that begin anew do not fit statistics of others
   config.continual.fisher_images = 500      # ewc, ewc_online: training images of a task that its Fisher information is of
   config.continual.ewc_decay = 1.0          # ewc_online: of the Fisher information, at each task
   config.continual.damping = 1e-3           # synaptic_intelligence: ξ, added to the squared change of a weight
