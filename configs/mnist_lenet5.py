@@ -12,7 +12,7 @@ beside them.
 from configs import base, mnist_sparse
 
 ALGORITHMS = ('gradual', 'rigl')
-RATES = {'gradual': (0.1, 0.1), 'rigl': (0.1, 0.1)}   # of ALPHAS in mnist_sparse.py
+RATES = {'gradual': (0.05, 0.1), 'rigl': (0.1, 0.1)}   # of ALPHAS in mnist_sparse.py; 0.05 is the smallest of the grid
 
 
 def get_config(variant: str = 'gradual'):
