@@ -57,14 +57,14 @@ def settings(config):
   return config
 
 
-def method(config, algorithm, tuning):
-  """One method, or the choice of its learning rate and strength."""
+def method(config, algorithm, tuning, rates=None, strengths=None):
+  """One method with the rates and strengths of a sequence, by default those here, or the choice of them."""
   config.sweep.algorithm = (algorithm,)
   config.sweep.alpha = ALPHAS if algorithm in PACKS else (1.0,)
-  strength = STRENGTHS.get(algorithm)
   if tuning:
     config.sweep.seed, config.sweep.learning_rate = (5,), GRID
-    config.sweep.penalty = tuple(strength * times for times in STRENGTH_GRID) if strength else (0.0,)
+    config.sweep.penalty = tuple(STRENGTHS[algorithm] * x for x in STRENGTH_GRID) if algorithm in STRENGTHS else (0.0,)
   else:
-    config.alpha_rates, config.sweep.penalty = RATES[algorithm], (strength or 0.0,)
+    config.alpha_rates = (rates or RATES)[algorithm]
+    config.sweep.penalty = ((strengths or STRENGTHS).get(algorithm, 0.0),)
   return config

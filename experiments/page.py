@@ -132,8 +132,9 @@ AFTER_TASKS = (
     'the network as initialised. Of all classes: the outputs of all tasks compete. Task inferred: by the mask under which '
     'an image’s outputs are most certain. Weights used: in the mask of any task. –: not measured, or has no meaning.',
     'Mean ± standard deviation over n networks. When learned: accuracy on each task right after it, mean over tasks. Worst '
-    'task: at the end. Tasks found: images whose task was inferred. Bytes kept a task: what the method needs beside the '
-    'network (masks, copies of weights, images), divided by the number of tasks.')
+    'task: at the end. Tasks found: images whose task was inferred; by gradient: tasks, inferred from such images together by '
+    'SupSup’s one gradient step, where outputs are shared. Bytes kept a task: what the method needs beside the network (masks, '
+    'copies of weights, images), divided by the number of tasks. Operations of training: mean over tasks, of the steps alone.')
 
 
 PAGE = Template("""<!doctype html>

@@ -22,7 +22,7 @@ TEXT = ('optimizer', 'update', 'biases', 'algorithm', 'scope')
 LATER = {'algorithm': 'dense', 'sparsity': 0.0, 'penalty': 0.0}   # columns that older runs lack, and what they would say
 SHARES = ('density', 'validation_accuracy', 'test_accuracy', 'overlap', 'sign_flips', 'survivor_sign_flips',
           'survivors_from_smaller_half', 'forward_operations', 'class_accuracy', 'inferred_accuracy', 'learned', 'worst_task',
-          'tasks_found', 'used', 'new', 'total')
+          'tasks_found', 'tasks_found_by_gradient', 'used', 'new', 'total')
 PERCENT = (*SHARES, 'training_operations')   # the latter may be several times that of a dense network
 NAMES = {'alpha': 'α', 'optimizer': 'optimiser', 'sgd': 'SGD', 'adam': 'Adam', 'adamw': 'AdamW',
          'learning_rate': 'learning rate', 'target_propagation': 'target propagation', 'layer': 'layer-wise',
@@ -33,7 +33,8 @@ NAMES = {'alpha': 'α', 'optimizer': 'optimiser', 'sgd': 'SGD', 'adam': 'Adam', 
          'fine_tune': 'fine-tuning', 'separate': 'separate networks', 'joint': 'joint training', 'ewc': 'EWC',
          'ewc_online': 'online EWC', 'synaptic_intelligence': 'Synaptic Intelligence', 'a_gem': 'A-GEM', 'packnet': 'PackNet',
          'efficient_packnet': 'EfficientPackNet', 'learned': 'accuracy when learned (%)', 'worst_task': 'worst task (%)',
-         'tasks_found': 'tasks found (%)', 'bytes_per_task': 'bytes kept a task', 'network_bytes': 'bytes of the network',
+         'tasks_found': 'tasks found (%)', 'tasks_found_by_gradient': 'tasks found by gradient (%)',
+         'bytes_per_task': 'bytes kept a task', 'network_bytes': 'bytes of the network',
          'mnist': 'MNIST', 'fashion_mnist': 'Fashion-MNIST', 'cifar10': 'CIFAR-10', 'imagenet': 'ImageNet',
          'imagenette': 'ten classes of photographs'}
 AFTER_TASKS = {'test_accuracy': 'accuracy (%)', 'forgetting': 'forgetting', 'backward_transfer': 'backward',

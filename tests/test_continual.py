@@ -95,22 +95,40 @@ def networks(workdir, step=TASKS * STEPS):
   return found
 
 
-def accuracy(alpha, phi, masks, task, part):
-  """By NumPy, on the images of a task: permuted, but the first."""
+def logits(alpha, phi, scale, task, part):
+  """By NumPy, on the images of a task: permuted, but the first; each θ times what `scale` has for it. And the labels."""
   rng = np.random.default_rng(0)
   orders = [np.arange(36), *(rng.permutation(36) for _ in range(TASKS - 1))]
   images, labels = {'test': tiny.ARRAYS[2:], 'validation': [x[360:] for x in tiny.ARRAYS[:2]]}[part]
   x = images.reshape(len(images), 36)[:, orders[task]] / 255
   for i, layer in enumerate(LAYERS):
-    w = phi[layer]['w'] * np.abs(phi[layer]['w']) ** (alpha - 1)
-    x = x @ (w if masks is None else np.where(masks[layer][task], w, 0)) + phi[layer]['b']
+    x = x @ (phi[layer]['w'] * np.abs(phi[layer]['w']) ** (alpha - 1) * scale[layer]) + phi[layer]['b']
     x = np.maximum(x, 0) if i == 0 else x
+  return x, labels
+
+
+def accuracy(alpha, phi, masks, task, part):
+  scale = dict.fromkeys(LAYERS, 1) if masks is None else {layer: masks[layer][task] for layer in LAYERS}
+  x, labels = logits(alpha, phi, scale, task, part)
   return np.mean(x.argmax(1) == labels)
+
+
+def found_by_gradient(alpha, phi, masks, task):
+  """Does the mean entropy of 60 images fall fastest along this task's weight in the mean of all masks? By differences."""
+  def certain(weights):
+    mixed = {layer: np.tensordot(weights, masks[layer].astype(float), 1) for layer in LAYERS}
+    x = logits(alpha, phi, mixed, task, 'test')[0][:60]
+    log_p = x - x.max(1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(1, keepdims=True))
+    return (np.exp(log_p) * log_p).sum(1).mean()
+  middle, step = np.full(TASKS, 1 / TASKS), 1e-5 * np.eye(TASKS)
+  return int(np.argmax([certain(middle + e) - certain(middle - e) for e in step]) == task)
 
 
 def test_results_are_those_of_the_weights_in_the_checkpoints(finished):
   workdir, *_ = finished
   rows = {(float(r['alpha']), r['algorithm'], int(r['seed'])): r for r in read(workdir / 'results.csv')}
+  statistics = {(float(r['alpha']), r['algorithm'], int(r['seed'])): r for r in read(workdir / 'statistics.csv')}
   matrix = {(float(r['alpha']), r['algorithm'], int(r['seed']), int(r['after']), int(r['task'])): float(r['test_accuracy'])
             for r in read(workdir / 'matrix.csv')}
   last = networks(workdir)
@@ -134,6 +152,8 @@ def test_results_are_those_of_the_weights_in_the_checkpoints(finished):
       assert float(row['forgetting']) == float(row['backward_transfer']) == 0 and row['forward_transfer'] == 'nan'
       union = sum(int(masks[layer].any(0).sum()) for layer in LAYERS)
       assert (int(row['kept']), int(row['weights'])) == (union, 1380) and float(row['inferred_accuracy']) <= 1
+      expected = np.mean([found_by_gradient(alpha, phi, masks, task) for task in range(TASKS)])
+      assert float(statistics[alpha, method, k]['tasks_found_by_gradient']) == pytest.approx(expected)
   assert np.mean([float(r['test_accuracy']) for r in rows.values()]) > 0.5   # they do learn
 
 
@@ -152,6 +172,9 @@ def test_capacity_and_overlap(finished):
                              ('total', bits[t] | before)):
         assert float(row[name]) == pytest.approx(expected.mean(), rel=1e-6), name
       assert bits[t].sum() in (138, 276, 552)   # of 1,380
+      # Two thirds of a step go forward and to the inputs, one to the weights that may change; dense, then under the mask.
+      dense, under = 2 * 1380 + (~before).sum(), 2 * bits[t].sum() + (bits[t] & ~before).sum()
+      assert float(row['training_operations']) == pytest.approx((0.75 * dense + 0.25 * under) / (3 * 1380), rel=1e-6)
       assert (row['met'] == '1') == (float(row['mask_accuracy']) > 0.9 * float(row['dense_accuracy']))
     for row in filter(mine, overlap):
       a, b = bits[int(row['task']) - 1], bits[int(row['other']) - 1]

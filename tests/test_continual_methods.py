@@ -37,7 +37,7 @@ def make(algorithm, scenario='domain', sequence=tasks.permuted, alpha=1.0, optim
   theta, net_state = net.init(jax.random.key(3), jnp.zeros((1, 4, 4, 1)), True)
   phi = group.reparam.inverse(theta)
   opt_state = group.optimizer(RATE, None, None).init(phi)
-  record = Record(*(jnp.full((TASKS + 1, TASKS), -1),) * 2, *(jnp.full(TASKS, -1),) * 3)
+  record = Record(*(jnp.full((TASKS + 1, TASKS), -1),) * 2, *(jnp.full(TASKS, -1),) * 4)
   s = State(train.TrainState(phi, opt_state, net_state), p.method.memory(p, phi, net_state), record)
   return p, p.method.start(p, NET, s) if p.method.start else s
 

@@ -15,8 +15,8 @@ from experiments.continual.problem import Problem, State
 from experiments.data import tasks as sequences
 from experiments.results import TRAINED
 from experiments.sweep import STATIC_AXES, rate_of
-from powerprop import task_masks
-from powerprop.reparam import is_weight, leaf_name
+from powerprop import flops, task_masks
+from powerprop.reparam import Tree, is_weight, leaf_name
 
 
 def write(config: ml_collections.ConfigDict, tasks: sequences.Tasks, problems: Sequence[Problem], nets: train.Nets,
@@ -33,10 +33,11 @@ def write(config: ml_collections.ConfigDict, tasks: sequences.Tasks, problems: S
       one = jax.tree.map(lambda x, k=k: x[k], state)
       test, among_all, validation, inferred = accuracies(p, one)
       weights = sum(x.size for path, x in jax.tree_util.tree_leaves_with_path(one.trained.phi) if is_weight(leaf_name(path), x))
-      kept = weights
+      kept, operations = weights, p.method.gradients
       if p.method.packs:
         found, rows, shared = packs(p, one, tasks)
         kept, weights = shared
+        operations = float(np.mean([row['training_operations'] for row in found]))
         capacity += [axes | row for row in found]
         overlap += [axes | row for row in rows]
       matrix += [axes | {'after': t, 'task': j + 1, 'test_accuracy': test[t, j], 'class_accuracy': among_all[t, j]}
@@ -50,6 +51,8 @@ def write(config: ml_collections.ConfigDict, tasks: sequences.Tasks, problems: S
       statistics.append(axes | {
           'learned': float(np.diagonal(test[1:]).mean()), 'worst_task': float(test[-1].min()),
           'tasks_found': float(inferred_share(p, one.record.found).mean()),
+          'tasks_found_by_gradient': float(np.where(one.record.by_gradient >= 0, one.record.by_gradient, np.nan).mean()),
+          'training_operations': operations,
           'bytes_per_task': p.method.bytes_kept(p, one, image) / len(tasks.names),
           'network_bytes': sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(one.trained.phi))})
   for name, rows in (('results', results), ('statistics', statistics), ('matrix', matrix), ('capacity', capacity),
@@ -87,9 +90,33 @@ def packs(p: Problem, s: State, tasks: sequences.Tasks) -> tuple[list[dict[str, 
                          for x, like in zip(jax.tree.leaves(s.memory.tasks.bits),
                                             jax.tree.leaves(task_masks.shared(s.memory.tasks, tree)), strict=True)], axis=1)
   used, new, reused = (np.asarray(x, np.float64) for x in (found.used, found.new, found.reused))
+  operations = training_operations(p, s, tree)
   rows = [{'task': t + 1, 'used': used[t], 'new': new[t], 'reused': reused[t], 'total': float(bits[:t + 1].any(0).mean()),
-           'dense_accuracy': float(s.memory.dense[t]), 'mask_accuracy': float(s.memory.score[t]), 'met': int(s.memory.met[t])}
+           'dense_accuracy': float(s.memory.dense[t]), 'mask_accuracy': float(s.memory.score[t]), 'met': int(s.memory.met[t]),
+           'training_operations': operations[t]}
           for t in range(len(tasks.names))]
   shared = measures.intersection_over_union(bits.astype(bool))
   pairs = [{'task': i + 1, 'other': j + 1, 'overlap': float(x)} for (i, j), x in np.ndenumerate(shared)]
   return rows, pairs, (int(bits.any(0).sum()), bits.shape[1])
+
+
+def training_operations(p: Problem, s: State, tree: Tree) -> list[float]:
+  """What training on each task took of the operations of plain training [T]: until its mask is chosen the gradient of weights
+  that are free, then forward the mask, and backward what of it is free. PackNet's rounds before the last are counted as the last
+  is; searching is not."""
+  batch = jax.ShapeDtypeStruct((p.config.batch_size, *p.parts['train'].images.shape[1:]), np.float32)
+  costs = flops.count(lambda phi, state, x: p.net.apply(phi, state, None, x, True)[0], s.trained.phi, s.trained.net_state, batch)
+  share = round(p.config.continual.retrain_share * p.config.steps) / p.config.steps
+  masks = [{leaf_name(path): np.asarray(m) for path, m in jax.tree_util.tree_leaves_with_path(
+      task_masks.task_mask(s.memory.tasks, t, tree))} for t in range(p.heads.tasks)]
+  free = {name: np.ones_like(m) for name, m in masks[0].items()}
+
+  def densities(some: dict[str, np.ndarray]) -> dict[str, float]:
+    return flops.densities(costs, {name: int(m.sum()) for name, m in some.items()})
+  found = []
+  for mask in masks:
+    before = flops.training_step(costs, {}, densities(free))
+    under = flops.training_step(costs, densities(mask), densities({name: m & free[name] for name, m in mask.items()}))
+    found.append(((1 - share) * before + share * under) / flops.training_step(costs))
+    free = {name: free[name] & ~m for name, m in mask.items()}
+  return found

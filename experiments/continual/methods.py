@@ -194,7 +194,7 @@ def _with_reservoir(change: Callable[[Tree, Tree, jax.Array], Tree]) -> Method:
   def memory(p, phi, net_state):
     size = p.config.continual.memory_images
     return Reservoir(jnp.full(size, jnp.inf), jnp.zeros(size, jnp.int32), jnp.zeros(size, jnp.int32))
-  return Method(memory=memory, gradient=gradient, consolidate=_remember,
+  return Method(memory=memory, gradient=gradient, consolidate=_remember, gradients=2.0,
                 bytes_kept=lambda p, s, image: p.config.continual.memory_images * (image + 2.0))   # its label and task
 
 

@@ -173,7 +173,8 @@ def recall(p: Problem, s: State, task: Any) -> tuple[Tree, Tree]:
 
 def inferred(p: Problem, s: State, task: Any) -> jax.Array:
   """Of the first `continual.inferred_images` test images of a task: how many are put into their class under the mask that makes
-  outputs most certain, and for how many that is the task's. int32 [2]."""
+  outputs most certain, and for how many that is the task's; and is the task found from all of them together by SupSup's one
+  gradient step? −1 where outputs are not shared. int32 [3]."""
   part, size = p.parts['test'], p.heads.tasks
   count = jnp.minimum(part.counts[task % len(part.counts)], p.config.continual.inferred_images)
   positions = jnp.arange(min(part.rows.shape[1], p.config.continual.inferred_images))
@@ -190,7 +191,21 @@ def inferred(p: Problem, s: State, task: Any) -> jax.Array:
   right = jnp.argmax(chosen, 1) == labels
   if p.heads.scenario != 'domain':   # the same place among the outputs of another task is another class
     right &= guess == task
-  return jnp.sum(jnp.stack([right, guess == task]) & (positions < count)[None], 1, dtype=jnp.int32)
+  found = jnp.sum(jnp.stack([right, guess == task]) & (positions < count)[None], 1, dtype=jnp.int32)
+  return jnp.append(found, by_gradient(p, s, images) == task if p.heads.scenario == 'domain' else -1)
+
+
+def by_gradient(p: Problem, s: State, images: jax.Array) -> jax.Array:
+  """The task that these images [B, H, W, C] are of, where tasks share the outputs."""
+  def weights(tree: Tree) -> Tree:
+    phi, net_state = parts(p, tree, s)
+    return body(p, p.group.reparam.weights(phi), net_state)
+
+  def logits(tree: Tree) -> jax.Array:
+    theta, net_state = parts(p, tree, s)
+    return p.net.apply(theta, net_state, None, train.pixels(images), False)[0]
+  tree = body(p, s.trained.phi, s.trained.net_state)
+  return task_inference.infer_by_gradient(logits, s.memory.tasks, tree, weights).task
 
 
 def bytes_kept(p: Problem, s: State, image: int) -> float:

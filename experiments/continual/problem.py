@@ -59,6 +59,7 @@ class Record(NamedTuple):
   validation: Any   # [T], after the last task
   inferred: Any     # [T], after the last task, with the mask inferred from each image alone; of networks with masks
   found: Any        # [T], images whose task was the one inferred
+  by_gradient: Any  # [T], 1 where it was inferred from all of them together by one gradient step
 
 
 class State(NamedTuple):
@@ -81,10 +82,11 @@ class Method(NamedTuple):
   consolidate: Callable[..., State] | None = None    # (p, n, s, task) → s, at its end; then comes the measuring, then
   switch: Callable[..., State] | None = None     # (p, n, s, next task) → s; None: the optimiser begins anew, if it is to
   recall: Callable[..., tuple[Tree, Tree]] | None = None   # (p, s, task) → θ and state of the network on a task it has learned
-  infer: Callable[..., jax.Array] | None = None   # (p, s, task) → hits and tasks found [2] where the task is not told
+  infer: Callable[..., jax.Array] | None = None   # (p, s, task) → what Record has of tasks that are not told [3]
   separate: bool = False   # what was learned stays as it is, and of tasks to come nothing is known
   pulls: bool = False      # does it want a strength?
   packs: bool = False      # does it keep masks?
+  gradients: float = 1.0   # operations of a training step, in those of a plain one; of methods without masks
   bytes_kept: Callable[..., float] = lambda p, s, image: 0.0   # for all tasks, beside the network; s: shapes, bytes of an image
 
 

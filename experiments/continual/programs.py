@@ -73,7 +73,7 @@ def make_init(problems: Sequence[Problem], slots: Sequence[train.Slots], mesh: M
       phi = p.group.reparam.inverse(theta)
       size = p.heads.tasks
       unknown = jnp.full((size + 1, size), -1, jnp.int32)
-      record = Record(unknown, unknown, *(jnp.full(size, -1, jnp.int32),) * 3)
+      record = Record(unknown, unknown, *(jnp.full(size, -1, jnp.int32),) * 4)
       s = State(train.TrainState(phi, optimizer(p, n).init(phi), net_state), p.method.memory(p, phi, net_state), record)
       return p.method.start(p, n, s) if p.method.start else s
     out = []
@@ -177,6 +177,7 @@ def measure(p: Problem, n: Nets, s: State, task: Any, whole: Any, last: Any) -> 
   if infer := p.method.infer:
     def inferred(j, record):
       found = infer(p, s, j)
-      return record._replace(inferred=record.inferred.at[j].set(found[0]), found=record.found.at[j].set(found[1]))
+      return record._replace(inferred=record.inferred.at[j].set(found[0]), found=record.found.at[j].set(found[1]),
+                             by_gradient=record.by_gradient.at[j].set(found[2]))
     record = jax.lax.fori_loop(0, jnp.where(last, size, 0), inferred, record)
   return s._replace(record=record)
