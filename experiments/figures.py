@@ -258,8 +258,8 @@ def weights_figure(
     margin.spines[scale].set_visible(False)  # densities per unit: their heights mean nothing to the reader
   dot = {'linestyle': '', 'marker': 'o', 'markersize': 3.5}
   legend(figure, {f'survives ({kept.sum():,})': {'color': colour, **dot},
-                   f'pruned ({(~kept).sum():,})': {'color': _PRUNED, **dot},
-                   'all initial values': _ALL, 'unchanged': _IDENTITY}, note)
+                  f'pruned ({(~kept).sum():,})': {'color': _PRUNED, **dot},
+                  'all initial values': _ALL, 'unchanged': _IDENTITY}, note)
   return figure
 
 
