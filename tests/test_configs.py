@@ -23,6 +23,7 @@ from configs import (
   mnist_lenet5,
   mnist_sparse,
   permuted_mnist,
+  split_mnist,
   sweeps,
 )
 from experiments import data as datasets
@@ -220,10 +221,11 @@ def continual_changes(name, variant):
   how = variant.removeprefix(algorithm).lstrip('_')
   packs, permuted = algorithm in ('packnet', 'efficient_packnet'), name == 'permuted_mnist'
   strength = {'ewc': 30.0, 'ewc_online': 30.0, 'synaptic_intelligence': 0.1}.get(algorithm, 0.0)
+  own = split_mnist if name == 'split_mnist' else permuted_mnist
   found = {'protocol': 'continual', 'model': 'mlp_100_100', 'steps': 4_580, 'schedule': 'cosine', 'report': ('continual',),
            'sweep.optimizer': ('momentum',), 'sweep.alpha': (1, 2, 3) if packs else (1,), 'sweep.algorithm': (algorithm,),
-           'sweep.seed': (0, 1, 2, 3, 4) if permuted else (0, 1, 2), 'sweep.penalty': (strength,), 'checkpoint_epochs': 10,
-           'alpha_rates': permuted_mnist.RATES[algorithm]} | SEQUENCE[name]
+           'sweep.seed': (0, 1, 2, 3, 4) if permuted else (0, 1, 2), 'sweep.penalty': (own.STRENGTHS.get(algorithm, 0.0),),
+           'checkpoint_epochs': 10, 'alpha_rates': own.RATES[algorithm]} | SEQUENCE[name]
   if how == 'tuning':
     found |= {'sweep.seed': (5,), 'alpha_rates': (), 'sweep.learning_rate': (0.01, 0.03, 0.1, 0.2),
               'sweep.penalty': (0.1 * strength, strength, 10 * strength) if strength else (0.0,)}
@@ -287,14 +289,15 @@ def changes(which):
 
 
 RATES_OF = {'mnist_sparse': mnist_sparse.RATES, 'cifar_sparse': cifar_sparse.RATES, 'cifar_resnet': cifar_resnet.RATES,
-            'mnist_lenet5': mnist_lenet5.RATES,
+            'mnist_lenet5': mnist_lenet5.RATES, 'split_mnist': split_mnist.RATES,
             '.': {'cifar_figure2': cifar_figure2.RATES}}
+STRENGTHS_OF = {'split_mnist': split_mnist.STRENGTHS}
 TUNINGS = [(folder, path) for folder in RATES_OF for path in sorted((FOLDER.parent / 'results' / folder).glob('*_tuning'))]
 
 
 @pytest.mark.parametrize('folder, path', TUNINGS, ids=str)
 def test_rates_are_those_that_the_validation_images_chose(folder, path):
-  """The best mean over all rows of a rate, sparsities or densities; a rate at which a network diverged has none."""
+  """The best mean over all rows of a rate and strength, sparsities or densities; one at which a network diverged has none."""
   with (path / 'results.csv').open() as file:
     rows = list(csv.DictReader(file))
   best = []
@@ -302,16 +305,19 @@ def test_rates_are_those_that_the_validation_images_chose(folder, path):
     found = {}
     for row in rows:
       if row['alpha'] == alpha:
-        found.setdefault(float(row['learning_rate']), []).append(float(row['validation_accuracy']))
-    means = {rate: np.mean(values) for rate, values in found.items() if np.isfinite(values).all()}
+        setting = float(row['learning_rate']), float(row.get('penalty', 0))
+        found.setdefault(setting, []).append(float(row['validation_accuracy']))
+    means = {setting: np.mean(values) for setting, values in found.items() if np.isfinite(values).all()}
     best.append(max(means, key=means.get))
-  assert RATES_OF[folder][path.name.removesuffix('_tuning')] == tuple(best)
+  name = path.name.removesuffix('_tuning')
+  assert RATES_OF[folder][name] == tuple(rate for rate, _ in best)
+  assert {strength for _, strength in best} == {STRENGTHS_OF.get(folder, {}).get(name, 0.0)}
 
 
 def test_choices_of_rates_are_among_the_results():
   """All of the table on MNIST, and those of CIFAR-10 that were run."""
   assert {folder: len([1 for f, _ in TUNINGS if f == folder]) for folder in RATES_OF} == {
-    'mnist_sparse': 16, 'cifar_sparse': 4, 'cifar_resnet': 2, 'mnist_lenet5': 2, '.': 1}
+    'mnist_sparse': 16, 'cifar_sparse': 4, 'cifar_resnet': 2, 'mnist_lenet5': 2, 'split_mnist': 10, '.': 1}
 
 
 @pytest.mark.parametrize('which', [which for which in ALL if which[0] not in ('base', *STREAMED)], ids=':'.join)
