@@ -36,5 +36,4 @@ def get_config(variant: str = 'dense'):
   config.stream.classes, config.stream.image_size, config.stream.held_out = 10, 64, 50
   config.stream.compute, config.stream.workers = 'float32', 0
   config.stream.log_steps, config.stream.checkpoint_steps = 13, 78
-  config.prune.recalibration_batches = 20
   return config

@@ -129,12 +129,14 @@ AFTER_TASKS = (
     'After the last task; mean ± standard deviation over n networks that differ in their seed. Accuracy: mean over all '
     'tasks. Forgetting: what a task has lost since it was best, mean over all but the last, in points. Backward: the '
     'accuracy of a task at the end minus that when it was learned. Forward: its accuracy before it is begun minus that of '
-    'the network as initialised. Of all classes: the outputs of all tasks compete. Task inferred: by the mask under which '
+    'the network as initialised. Of all classes: the outputs of all tasks compete; task told: only those of its own do. Task '
+    'inferred: by the mask under which '
     'an image’s outputs are most certain. Weights used: in the mask of any task. –: not measured, or has no meaning.',
     'Mean ± standard deviation over n networks. When learned: accuracy on each task right after it, mean over tasks. Worst '
     'task: at the end. Tasks found: images whose task was inferred; by gradient: tasks, inferred from such images together by '
     'SupSup’s one gradient step, where outputs are shared. Bytes kept a task: what the method needs beside the network (masks, '
-    'copies of weights, images), divided by the number of tasks. Operations of training: mean over tasks, of the steps alone.')
+    'copies of weights, images), divided by the number of tasks. Operations of training: what the steps would take if no '
+    'product were computed for weights that are masked or may not change, mean over tasks.')
 
 
 PAGE = Template("""<!doctype html>

@@ -28,7 +28,7 @@ def open_images(config: ml_collections.ConfigDict) -> Loads:
   if not (config.data_dir or around):
     raise UserError(f'photographs are needed: --config.data_dir=DIRECTORY, or the folder {config.dataset} in $POWERPROP_DATA.')
   root = pathlib.Path(config.data_dir or f'{around}/{config.dataset}')
-  loads = []
+  loads: list[images.Load] = []
   for split in ('train', 'validation'):
     source = images.open_source(root, split)
     if source.classes != stream.classes:
@@ -38,7 +38,8 @@ def open_images(config: ml_collections.ConfigDict) -> Loads:
   train_on, validate_on = images.divide(len(loads[0].source), stream.held_out)
   if len(train_on) < config.batch_size:
     raise UserError(f'config.batch_size must be at most the {len(train_on):,} images for training, got {config.batch_size}.')
-  return Loads(loads[0], train_on, validate_on, loads[1], np.arange(len(loads[1].source), dtype=np.int32))
+  tested = np.arange(len(loads[1].source), dtype=np.int32)
+  return Loads(loads[0]._replace(among=train_on), train_on, validate_on, loads[1], tested)
 
 
 def hosts() -> dict[str, int]:

@@ -35,10 +35,12 @@ def _line(cell: str, runs: Sequence[Run]) -> list[str]:
   rows = [row for run in runs for row in run.results if not cell.startswith('dense') or (row['scope'], row['density']) == DENSE]
   accuracy = summarise(row['test_accuracy'] for row in rows)
   kept = summarise(row['kept'] / row['weights'] for row in rows)
-  cost = summarise(row['training_operations'] for run in runs for row in run.statistics)
-  known = sweeps.CELLS[cell]
+  known, (_, sparsity, _, times) = sweeps.CELLS[cell], imagenet.CELLS[cell]
+  there = abs(kept.mean / (1 - sparsity / 100) - 1) < 0.1   # STR reaches what its penalty makes of it
   beside = ['–', '–', 'none known'] if known is None else [
-      f'{known.accuracy:g}', f'{100 * accuracy.mean - known.accuracy:+z.2f}' if accuracy.n else '–', known.source]
+      f'{known.accuracy:g}', f'{100 * accuracy.mean - known.accuracy:+z.2f}' if accuracy.n and there else '–', known.source]
+  # In runs the unit is dense training of the same length; here one of length 1, as papers have it.
+  cost = summarise(times * row['training_operations'] for run in runs for row in run.statistics)
   otherwise = sorted({text for run in runs for text in differences(cell, run.config)})
   return [cell, str(accuracy.n), share(kept.mean), percent(cost, decimals=1), percent(accuracy), *beside,
           ', '.join(otherwise) or 'nothing']

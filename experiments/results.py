@@ -21,7 +21,8 @@ NET = ('alpha', 'seed', 'learning_rate', 'optimizer', 'update', 'biases', 'algor
 TEXT = ('optimizer', 'update', 'biases', 'algorithm', 'scope')
 LATER = {'algorithm': 'dense', 'sparsity': 0.0, 'penalty': 0.0}   # columns that older runs lack, and what they would say
 SHARES = ('density', 'validation_accuracy', 'test_accuracy', 'overlap', 'sign_flips', 'survivor_sign_flips',
-          'survivors_from_smaller_half', 'forward_operations', 'class_accuracy', 'inferred_accuracy', 'learned', 'worst_task',
+          'survivors_from_smaller_half', 'forward_operations', 'task_accuracy', 'class_accuracy', 'inferred_accuracy',
+          'learned', 'worst_task',
           'tasks_found', 'tasks_found_by_gradient', 'used', 'new', 'total')
 PERCENT = (*SHARES, 'training_operations')   # the latter may be several times that of a dense network
 NAMES = {'alpha': 'α', 'optimizer': 'optimiser', 'sgd': 'SGD', 'adam': 'Adam', 'adamw': 'AdamW',
@@ -38,8 +39,8 @@ NAMES = {'alpha': 'α', 'optimizer': 'optimiser', 'sgd': 'SGD', 'adam': 'Adam', 
          'mnist': 'MNIST', 'fashion_mnist': 'Fashion-MNIST', 'cifar10': 'CIFAR-10', 'imagenet': 'ImageNet',
          'imagenette': 'ten classes of photographs'}
 AFTER_TASKS = {'test_accuracy': 'accuracy (%)', 'forgetting': 'forgetting', 'backward_transfer': 'backward',
-               'forward_transfer': 'forward', 'class_accuracy': 'of all classes (%)', 'inferred_accuracy': 'task inferred (%)',
-               'density': 'weights used (%)'}
+               'forward_transfer': 'forward', 'task_accuracy': 'task told (%)', 'class_accuracy': 'of all classes (%)',
+               'inferred_accuracy': 'task inferred (%)', 'density': 'weights used (%)'}
 DENSITIES = (1.0, 0.3, 0.1, 0.05, 0.02)   # of a table that fits a terminal
 CONFIG = {'name': str, 'dataset': str, 'steps': int, 'batch_size': int, 'report': list, 'sweep': dict, 'prune': dict}
 RECORD = {'command': str, 'commit': (str, type(None)), 'dirty': bool, 'versions': dict, 'devices': str,
@@ -257,10 +258,10 @@ def accuracy_table(rows: Sequence[Row], densities: Sequence[float], always: Sequ
   axes = [axis for axis in AXES if axis in varying(rows) or axis in always]
   members_of = groups(rows, axes)
   if all('forgetting' in row for row in rows):
-    known = [name for name in AFTER_TASKS if any(np.isfinite(row[name]) for row in rows)]
+    known = [name for name in AFTER_TASKS if any(np.isfinite(row.get(name, np.nan)) for row in rows)]
     lines = []
     for key, members in members_of.items():
-      found = [summarise(row[name] for row in members) for name in known]
+      found = [summarise(row.get(name, np.nan) for row in members) for name in known]
       lines.append([*map(word, key), str(summarise(row['test_accuracy'] for row in members).n), *map(percent, found)])
     return Table([*map(word, axes), 'n', *(AFTER_TASKS[name] for name in known)], lines)
   if reaches(rows):

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import evaluate, sweep, train
 from experiments.data import images
-from experiments.photographs import Loads, hosts
+from experiments.photographs import Loads, Odd, hosts
 from experiments.programs import Hits, Setting, everywhere, make_score, make_weights, to_devices
 from experiments.progress import say
 from experiments.results import TRAINED
@@ -22,6 +22,7 @@ class Evaluator:
   def __init__(self, setting: Setting, loads: Loads):
     self._setting, self._loads, self._score = setting, loads, make_score(setting)
     self._final = jax.jit(lambda state: final_weights(setting.group, state))
+    self._odd = {'validation': Odd(loads.load), 'test': Odd(loads.test_load)}
 
   def scores(self, state: train.TrainState) -> dict[str, float]:
     """On the images held out from training, or on the test split where there are none."""
@@ -34,7 +35,8 @@ class Evaluator:
     loads, config, total = self._loads, self._setting.config, None
     load, indices = (loads.load, loads.validation) if part == 'validation' else (loads.test_load, loads.test)
     batches = images.evaluation_batches(load, indices, config.batch_size, **hosts(), workers=config.stream.workers)
-    for _, batch in to_devices(batches, self._setting.mesh):
+    for on_host, batch in to_devices(batches, self._setting.mesh):
+      self._odd[part].see(on_host)
       hits = self._score(theta, net_state, batch.images, batch.labels)
       total = hits if total is None else jax.tree.map(jnp.add, total, hits)
     return Hits(*(np.zeros(()) for _ in Hits._fields)) if total is None else jax.tree.map(np.asarray, total)

@@ -27,6 +27,8 @@ def skip_frozen(f: Callable[..., Any]) -> Callable[..., Any]:
   on two cores; with none the same time, but 1.1 to 1.35 times as long inside a compiled loop. Under vmap with a
   `trainable` for each network a cond becomes a select and nothing is saved: map with lax.map, or let one network be one program.
 
+  It wants the weights themselves: of `masks.apply(mask, θ)`, which is made of two arrays, nothing is saved; apply masks outside.
+
   It looks into jit. Products inside scan, while, cond and remat stay as they are, and are correct; so do those of weights that
   are made of several leaves, and on CPUs JAX's own convolutions, whose gradient in a branch takes XLA thirty times as long there.
   (A function with a gradient of its own, in which images and kernels keep their order, is looked at as one product on all

@@ -13,7 +13,7 @@ import optax
 
 from powerprop.reparam import Tree
 from powerprop.thresholds import check_mask, check_structure
-from powerprop.transforms import Outermost
+from powerprop.transforms import Outermost, find_states
 
 
 class ProtectState(NamedTuple):
@@ -74,7 +74,7 @@ def with_free(opt_state: Any, free: Tree) -> Any:
   Raises: ValueError when there is not exactly one, when something is chained after it (by optax.chain), or for a tree that does
     not fit.
   """
-  states = _states(opt_state)
+  states = find_states(opt_state, ProtectState, 'protect')
   if len(states) != 1:
     raise ValueError(f'with_free wants one protect in the state, got {len(states)}.')
 
@@ -111,16 +111,3 @@ def average(ema: Tree, params: Tree, decay: float | jax.Array, free: Tree) -> Tr
     free: tree of bool, as for `with_free`.
   """
   return keep(free, jax.tree.map(lambda e, p: (e + (1 - decay) * (p - e)).astype(e.dtype), ema, params), ema)
-
-
-def _states(opt_state: Any) -> list[ProtectState]:
-  def walk(x: Any) -> list[ProtectState]:
-    if isinstance(x, ProtectState):
-      return [x]
-    parts = list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, tuple | list) else []
-    found = [walk(part) for part in parts]
-    if type(x) is tuple and any(found[:-1]):   # the state of optax.chain
-      raise ValueError('something is chained after protect and would move what it protects: put it inside, '
-                       'as in protect(optax.chain(...)).')
-    return [state for some in found for state in some]
-  return walk(opt_state)

@@ -18,7 +18,7 @@ from jax import lax
 from powerprop.masks import apply, counts, is_none
 from powerprop.reparam import Reparam, Tree, leaf_name, powerpropagation, psi_inverse
 from powerprop.thresholds import check_structure
-from powerprop.transforms import Outermost
+from powerprop.transforms import Outermost, find_states
 
 
 class Masks(NamedTuple):
@@ -202,17 +202,7 @@ def count_kept(masks: Masks) -> Masks:
 
 
 def _states(opt_state: Any) -> list[SparsifyState]:
-  def walk(x: Any) -> list[SparsifyState]:
-    if isinstance(x, SparsifyState):
-      return [x]
-    parts = list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, tuple | list) else []
-    found = [walk(part) for part in parts]
-    if type(x) is tuple and any(found[:-1]):   # the state of optax.chain
-      raise ValueError('something is chained after sparsify and changes its updates: put it inside, '
-                       'as in sparsify(optax.chain(...), updater).')
-    return [state for some in found for state in some]
-
-  states = walk(opt_state)
+  states = find_states(opt_state, SparsifyState, 'sparsify')
   if not states:
     raise ValueError('there is no sparsify in this optimiser state.')
   return states

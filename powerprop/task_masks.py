@@ -113,7 +113,7 @@ def recall(memory: Memory, task: int | jax.Array, params: Tree) -> Tree:
   """
   task = _slot(memory, task)
   seen = apply(task_mask(memory, task, params), params)
-  return jax.tree.map(lambda x, own: x if own is None else own[task], seen, memory.own)
+  return jax.tree.map(lambda x, own: x if own is None else _at(own, task), seen, memory.own)
 
 
 def export(memory: Memory, task: int | jax.Array, phi: Tree, reparam: Reparam) -> Tree:
@@ -127,7 +127,7 @@ def export(memory: Memory, task: int | jax.Array, phi: Tree, reparam: Reparam) -
 def task_mask(memory: Memory, task: int | jax.Array, like: Tree) -> Tree:
   """Mask of a task: bool in the shapes of `like`, parameters or their shapes; None for leaves that are not shared."""
   task = _slot(memory, task)
-  return unpack(jax.tree.map(lambda bits: bits[task], memory.bits), shared(memory, like))
+  return unpack(jax.tree.map(lambda bits: _at(bits, task), memory.bits), shared(memory, like))
 
 
 def free(memory: Memory, params: Tree) -> Tree:
@@ -198,6 +198,11 @@ def check_room(capacity: Capacity, least: int = 1) -> None:
     tasks, size = (int(np.ravel(np.asarray(x))[i]) for x in (capacity.tasks, capacity.size))
     raise ValueError(f'no room for another task: of {size} weights {size - int(left[i])} are in use (tasks: {tasks}), and '
                      f'{int(left[i])} are free where at least {least} are wanted; forget a task, or choose sparser masks.')
+
+
+def _at(slots: jax.Array, task: int | jax.Array) -> jax.Array:
+  """What a slot holds; zeros where a traced task has none."""
+  return jnp.asarray(slots).at[task].get(mode='fill', fill_value=0)
 
 
 def _union(bits: jax.Array) -> jax.Array:

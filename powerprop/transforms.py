@@ -2,6 +2,7 @@
 
 Both wrap an inner chain rather than stand in it, so that decay, clipping and trust ratios inside see what they should.
 """
+import collections
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -68,6 +69,23 @@ def backpropagation(inner: optax.GradientTransformation, reparam: Reparam) -> op
   def update(inner_update: Update, grads: Tree, state: Any, phi: Tree) -> tuple[Tree, Any]:
     return inner_update(_times_slope(reparam, phi, grads), state, phi)
   return _wrap(inner, reparam, lambda phi: phi, update)
+
+
+def find_states(opt_state: Any, kind: type, what: str) -> list[Any]:
+  """The states of `kind` in an optimiser's state, at any nesting; `what` has made them.
+
+  Raises: ValueError where something is chained after one.
+  """
+  def walk(x: Any) -> list[Any]:
+    if isinstance(x, kind):
+      return [x]
+    parts = list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, tuple | list) else []
+    found = [walk(part) for part in parts]
+    if type(x) in (tuple, collections.OrderedDict) and any(found[:-1]):   # the state of optax.chain, of optax.named_chain
+      raise ValueError(f'something is chained after {what} and would change its updates: put it inside, as in '
+                       f'{what}(optax.chain(...)).')
+    return [state for some in found for state in some]
+  return walk(opt_state)
 
 
 def _wrap(inner: optax.GradientTransformation, reparam: Reparam, seen: Callable[[Tree], Tree],

@@ -163,16 +163,24 @@ def damaged(tree, tmp_path):
 def test_damaged_files_by_policy(damaged):
   with pytest.raises(DataError, match=rf'{CLASSES[2]}/{CLASSES[2]}_4.JPEG cannot be read \((?i:.*truncated)'):
     Load(damaged, 16, 'fail').evaluate(16)
-  batch, next_one = Load(damaged, 16, 'skip').evaluate(16), Load(damaged, 16, 'skip').evaluate(0)
-  assert (batch.odd, batch.index, batch.labels) == (REPLACED, 16, 0)   # 16 and 17 are damaged: the first stands there
-  np.testing.assert_array_equal(batch.images, next_one.images)
+  batch = Load(damaged, 16, 'skip').evaluate(16)
+  assert (batch.odd, batch.index, batch.labels) == (REPLACED, 16, -1) and not batch.images.any()
+
+
+@pytest.mark.parametrize(('among', 'stands_in'), [(None, 0), ([3, 7, 16, 17], 3), ([7, 16], 7), ([2, 16, 17], 2)])
+def test_what_stands_in_for_damaged_files_is_of_the_same_part(damaged, among, stands_in):
+  """16 and 17 are damaged: the next of those for training, from the first on again."""
+  load = Load(damaged, 16, 'skip', None if among is None else np.array(among, np.int32))
+  batch, expected = (load.train(i, np.random.default_rng(1)) for i in (16, stands_in))
+  assert (batch.odd, batch.index, batch.labels) == (REPLACED, 16, stands_in // 6)
+  np.testing.assert_array_equal(batch.images, expected.images)
 
 
 def test_a_set_of_nothing_but_damage(tmp_path):
   (tmp_path / 'train' / 'a').mkdir(parents=True)
   (tmp_path / 'train' / 'a' / '1.jpeg').write_bytes(b'x')
   with pytest.raises(DataError, match='none of the 1 images of 1 classes in the folder train can be read'):
-    Load(images.open_source(tmp_path, 'train'), 16, 'skip').evaluate(0)
+    Load(images.open_source(tmp_path, 'train'), 16, 'skip').train(0, np.random.default_rng(0))
 
 
 def test_labels_out_of_range(tree):

@@ -206,6 +206,9 @@ def test_misuse_is_said_at_once():
   assert isinstance(state, ProtectState) and all(f.all() for f in jax.tree.leaves(state.free))
   with pytest.raises(ValueError, match='with_free wants one protect in the state, got 0'):
     with_free(optax.adam(0.1).init(PHI), FREE)
+  named = optax.named_chain(('p', protect(optax.sgd(0.1))), ('d', optax.add_decayed_weights(0.1)))
+  with pytest.raises(ValueError, match='something is chained after protect'):
+    with_free(named.init(PHI), FREE)
   with pytest.raises(ValueError, match='something is chained after protect'):
     with_free(optax.chain(tx, optax.add_decayed_weights(0.1)).init(PHI), FREE)
   with pytest.raises(ValueError, match='free and the parameters differ in structure'):

@@ -41,6 +41,15 @@ def test_ours_beside_theirs(tmp_path):
       ['rigl_erk_80_powerprop', '1', '20.1 %', '25.0', '70.00', '–', '–', 'none known', 'steps=100']]
 
 
+def test_nothing_is_compared_at_another_sparsity_and_costs_are_of_the_usual_length(tmp_path):
+  runs = [finished(tmp_path / 'a', 'str_80', 0.7, kept=170), finished(tmp_path / 'b', 'str_95', 0.7, kept=57),
+          finished(tmp_path / 'c', 'rigl_erk_90_5x', 0.76, kept=100, operations=0.24)]
+  rows = {line[0]: line for line in published_table(runs).rows}
+  assert [rows[cell][6] for cell in ('str_80', 'str_95', 'rigl_erk_90_5x')] == ['–', '–', '-0.40']
+  assert rows['rigl_erk_90_5x'][3] == '120.0'   # five times as many steps
+  assert published_table([finished(tmp_path / 'd', 'str_95', 0.7, kept=48)]).rows[0][6] == '-0.23'
+
+
 def test_only_cells_are_in_it(tmp_path):
   other = make_workdir(tmp_path / 'mnist', [row(0.9)])
   assert cell_of(read_run(other)) is None and published_table([read_run(other)]) is None

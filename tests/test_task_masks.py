@@ -198,6 +198,9 @@ def test_misuse_is_said_at_once():
   remember = jax.jit(task_masks.remember)
   for task in (-1, 2):   # traced: in silence, and nothing else is touched
     equal(remember(memory, task, mask, PARAMS), memory)
+    seen = jax.jit(task_masks.recall)(remember(memory, 1, mask, PARAMS), task, PARAMS)   # of no task: nothing of the last one
+    assert not any(jnp.any(x) for x, bits in zip(jax.tree.leaves(seen), jax.tree.leaves(memory.bits, is_leaf=lambda x: x is None),
+                                                 strict=True) if bits is not None)
   with pytest.raises(ValueError, match='a memory grows; it has 2 slots, and 1 were asked for'):
     task_masks.grow(memory, 1)
   with pytest.raises(ValueError, match='a memory has at least one slot; got 0'):

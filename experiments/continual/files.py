@@ -31,7 +31,8 @@ def write(config: ml_collections.ConfigDict, tasks: sequences.Tasks, problems: S
       axes = {'alpha': float(p.group.axes['alpha']), 'seed': seed, 'learning_rate': float(str(own or rate)),
               **{axis: p.group.axes[axis] for axis in (*STATIC_AXES, 'sparsity')}, 'penalty': float(str(penalty))}
       one = jax.tree.map(lambda x, k=k: x[k], state)
-      test, among_all, validation, inferred = accuracies(p, one)
+      told, among_all, validation, inferred = accuracies(p, one)
+      test = p.heads.headline((told, among_all))
       weights = sum(x.size for path, x in jax.tree_util.tree_leaves_with_path(one.trained.phi) if is_weight(leaf_name(path), x))
       kept, operations = weights, p.method.gradients
       if p.method.packs:
@@ -41,10 +42,11 @@ def write(config: ml_collections.ConfigDict, tasks: sequences.Tasks, problems: S
         capacity += [axes | row for row in found]
         overlap += [axes | row for row in rows]
       matrix += [axes | {'after': t, 'task': j + 1, 'test_accuracy': test[t, j], 'class_accuracy': among_all[t, j]}
-                 for (t, j), hits in np.ndenumerate(one.record.test) if hits >= 0]
+                 for (t, j), hits in np.ndenumerate(one.record.told) if hits >= 0]
       results.append(axes | {
           'scope': TRAINED, 'density': kept / weights, 'kept': kept, 'weights': weights,
           'validation_accuracy': float(validation.mean()), 'test_accuracy': float(test[-1].mean()),
+          'task_accuracy': float(told[-1].mean()) if p.heads.scenario == 'class' else float('nan'),   # else it is the same
           'class_accuracy': float(among_all[-1].mean()), 'inferred_accuracy': float(inferred.mean()),
           'forgetting': measures.forgetting(test), 'backward_transfer': measures.backward_transfer(test),
           'forward_transfer': measures.forward_transfer(test)})
@@ -62,12 +64,13 @@ def write(config: ml_collections.ConfigDict, tasks: sequences.Tasks, problems: S
 
 
 def accuracies(p: Problem, s: State) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """Shares of the test images [T + 1, T], with the outputs of all tasks likewise, of the validation images [T], and of some test
-  images with the task inferred [T]. NaN where it was not looked at, and for networks of NaN, whose hits pass for a tenth."""
-  test, among_all = (share(x, p.parts['test']) for x in (s.record.test, s.record.among_all))
+  """Shares of the test images [T + 1, T], with the outputs of their own task and of all tasks, of the validation images [T], and
+  of some test images with the task inferred [T]. NaN where it was not looked at, and for networks of NaN, whose hits pass for a
+  tenth."""
+  told, among_all = (share(x, p.parts['test']) for x in (s.record.told, s.record.among_all))
   if p.method.separate or p.heads.scenario == 'domain':   # which network or mask to take would have to be told; or it is the same
     among_all = np.full_like(among_all, np.nan)
-  found = test, among_all, share(s.record.validation, p.parts['validation']), inferred_share(p, s.record.inferred)
+  found = told, among_all, share(s.record.validation, p.parts['validation']), inferred_share(p, s.record.inferred)
   finite = all(np.isfinite(x).all() for x in jax.tree.leaves(s.trained.phi))
   return found if finite else tuple(np.full_like(x, np.nan) for x in found)   # type: ignore[return-value]
 

@@ -35,6 +35,10 @@ class Heads(NamedTuple):
     """The outputs that stand for classes [B] of a task, or of one each."""
     return labels if self.scenario == 'domain' else labels + self.classes * task
 
+  def headline(self, found: Any) -> Any:
+    """What the scenario measures, of what `hits` has found [2]."""
+    return found[1 if self.scenario == 'class' else 0]
+
   def among(self, logits: jax.Array, task: Any, latest: Any, scenario: str | None = None) -> jax.Array:
     """Logits [B, U], −∞ where an output has no part. `task`: a scalar or [B]; `latest`: the last of the tasks so far."""
     if self.scenario == 'domain':
@@ -54,9 +58,9 @@ class Nets(NamedTuple):
 class Record(NamedTuple):
   """What was measured of one network: int32, images put into their class, −1 where that was not looked at. Line 0 of a matrix is
   before the first task, line t + 1 after task t."""
-  test: Any         # [T + 1, T], with outputs as the scenario has them
-  among_all: Any    # [T + 1, T], with the outputs of all tasks so far, whatever the scenario
-  validation: Any   # [T], after the last task
+  told: Any         # [T + 1, T], with the outputs of the image's own task
+  among_all: Any    # [T + 1, T], with the outputs of all tasks so far
+  validation: Any   # [T], after the last task, with outputs as the scenario has them
   inferred: Any     # [T], after the last task, with the mask inferred from each image alone; of networks with masks
   found: Any        # [T], images whose task was the one inferred
   by_gradient: Any  # [T], 1 where it was inferred from all of them together by one gradient step
@@ -138,8 +142,8 @@ def fresh(p: Problem, n: Nets, task: Any) -> tuple[Tree, Tree]:
 
 
 def hits(p: Problem, theta: Tree, net_state: Tree, name: str, task: Any, latest: Any) -> jax.Array:
-  """How many images of a task, in the part `name`, are put into their class: int32 [2], exact. With outputs as the scenario has
-  them, and with those of all tasks up to `latest`."""
+  """How many images of a task, in the part `name`, are put into their class: int32 [2], exact. With the task's own outputs, and
+  with those of all tasks up to `latest`."""
   part = p.parts[name]
   length, count = part.rows.shape[1], part.counts[task % len(part.counts)]
   size = min(length, IMAGES_AT_ONCE)
@@ -149,6 +153,6 @@ def hits(p: Problem, theta: Tree, net_state: Tree, name: str, task: Any, latest:
     images, labels = tasks.take(part, p.pixels, task, jnp.minimum(positions, length - 1))
     logits, _ = p.net.apply(theta, net_state, None, train.pixels(images), False)
     right = [jnp.argmax(p.heads.among(logits, task, latest, scenario), 1) == p.heads.labels(labels, task)
-             for scenario in (None, 'class')]
+             for scenario in ('task', 'class')]
     return total + jnp.sum(jnp.stack(right) & (positions < count)[None], 1, dtype=jnp.int32)
   return jax.lax.fori_loop(0, -(-count // size), add, jnp.zeros(2, jnp.int32))

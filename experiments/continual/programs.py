@@ -158,18 +158,19 @@ def measure(p: Problem, n: Nets, s: State, task: Any, whole: Any, last: Any) -> 
   def one(j, record):
     theta, net_state = recall(p, s, j)
     found = hits(p, theta, net_state, 'test', j, jnp.maximum(task, j))
-    return record._replace(test=record.test.at[task + 1, j].set(found[0]),
+    return record._replace(told=record.told.at[task + 1, j].set(found[0]),
                            among_all=record.among_all.at[task + 1, j].set(found[1]))
 
   def held_out(j, record):
     theta, net_state = recall(p, s, j)
-    return record._replace(validation=record.validation.at[j].set(hits(p, theta, net_state, 'validation', j, task)[0]))
+    found = p.heads.headline(hits(p, theta, net_state, 'validation', j, task))
+    return record._replace(validation=record.validation.at[j].set(found))
   record = jax.lax.fori_loop(begin, end, one, s.record)
   if p.method.separate and not p.method.packs:   # a network of its own for each task: what it was then it is still
     def kept(matrix):
       line = jnp.where(jnp.arange(size) < task, matrix[jnp.maximum(task, 0)], matrix[task + 1])
       return matrix.at[task + 1].set(line)
-    record = record._replace(test=kept(record.test))
+    record = record._replace(told=kept(record.told))
     first, upto = jnp.maximum(task, 0), task + 1
   else:
     first, upto = jnp.int32(0), jnp.where(last, size, 0)

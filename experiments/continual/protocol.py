@@ -84,6 +84,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     need(wanted[key] >= 1, key, 'at least 1')
   for key in ('retrain_share', 'share'):
     need(0 <= wanted[key] < 1, key, 'a share in [0, 1)')
+  need(not any(METHODS[name].prune for name in config.sweep.algorithm) or cuts(config)[0] >= 1, 'retrain_share',
+       f'a share that leaves at least one of {config.steps} steps before it')
   need(0 <= wanted.gamma <= 1, 'gamma', 'a share in [0, 1]')
   need(0 <= wanted.ewc_decay <= 1, 'ewc_decay', 'a share in [0, 1]')
   need(wanted.damping > 0, 'damping', 'positive')
@@ -95,6 +97,11 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name in config.sweep.algorithm:
     if METHODS[name].pulls and not all(config.sweep.penalty):
       raise UserError(f'config.sweep.penalty must be positive for {name}, whose strength it is, got {config.sweep.penalty!r}.')
+    if METHODS[name].separate and wanted.scenario == 'class':
+      raise UserError(f"config.continual.scenario must be 'task' or 'domain' for {name}, which is told the task in testing, got "
+                      "'class'; what it reaches without being told is inferred_accuracy.")
+  if config.label_smoothing:
+    raise UserError(f"config.label_smoothing must be 0 for the protocol 'continual', got {config.label_smoothing!r}.")
   if config.sweep.sparsity != (0.0,):
     raise UserError(f"config.sweep.sparsity must be (0.0,) for the protocol 'continual', got {config.sweep.sparsity!r}.")
 
@@ -226,8 +233,8 @@ def warn(setting: Setting, states: Sequence[State], task: int) -> None:
       failed = int(np.sum(~to_host(state.memory.met)[slot.place, task]))
       full = int(np.sum(to_host(state.memory.left)[slot.place] == 0))
       if failed:
-        warnings.warn(f'{name}: on task {task + 1} even the densest mask is below gamma={setting.config.continual.gamma:g} in '
-                      f'{failed} of {count}; it is kept.', stacklevel=2)
+        warnings.warn(f'{name}: on task {task + 1} even the densest mask is not above gamma={setting.config.continual.gamma:g} '
+                      f'times the accuracy of all weights in {failed} of {count}; it is kept.', stacklevel=2)
       if full:
         warnings.warn(f'{name}: no weight was free for task {task + 1} in {full} of {count}; it had those of earlier tasks.',
                       stacklevel=2)

@@ -6,7 +6,7 @@ was stopped. So the state of the stream that a checkpoint has to hold is the num
 import functools
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -202,26 +202,28 @@ def open_source(root: pathlib.Path, split: str) -> Source:
 class Load(NamedTuple):
   """A number of an image, and a generator for its crop → the image with its label. Handed to processes that decode.
 
-  What libjpeg-turbo cannot read is read by Pillow, and marked; what Pillow cannot read either is an error, or the next image that
-  can be read stands in its place, by `on_damage`.
+  What libjpeg-turbo cannot read is read by Pillow, and marked; what Pillow cannot read either is an error, or, by `on_damage`, in
+  training the next image of `among` that can be read stands in its place, and in evaluation it has no label.
   """
   source: Source
   size: int
   on_damage: str
+  among: np.ndarray | None = None   # ascending: images that may stand in for others; None: all
 
   def train(self, index: int, rng: np.random.Generator) -> Batch:
-    batch = self._load(index, functools.partial(jpeg.random_box, rng))
+    places = np.arange(len(self.source)) if self.among is None else self.among
+    first = int(np.searchsorted(places, index))
+    candidates = (int(places[(first + i) % len(places)]) for i in range(len(places)))
+    batch = self._load(index, candidates, functools.partial(jpeg.random_box, rng))
     return batch._replace(images=batch.images[:, ::-1]) if rng.random() < 0.5 else batch
 
   def evaluate(self, index: int) -> Batch:
-    if index < 0:
-      return Batch(np.zeros((self.size, self.size, 3), np.uint8), np.int32(-1), np.int32(-1), np.uint8(0))
-    return self._load(index, jpeg.centre_box)
+    nothing = Batch(np.zeros((self.size, self.size, 3), np.uint8), np.int32(-1), np.int32(index), np.uint8(0))
+    return nothing if index < 0 else self._load(index, [index], jpeg.centre_box, nothing._replace(odd=np.uint8(REPLACED)))
 
-  def _load(self, index: int, choose: jpeg.Choose) -> Batch:
+  def _load(self, index: int, candidates: Iterable[int], choose: jpeg.Choose, otherwise: Batch | None = None) -> Batch:
     odd = 0
-    for attempt in range(len(self.source)):
-      at = (index + attempt) % len(self.source)
+    for at in candidates:
       data, label = self.source[at]
       if not 0 <= label < self.source.classes:
         raise DataError(f'{self.source.name(at)} has the label {label}; there are {self.source.classes} classes')
@@ -235,6 +237,8 @@ class Load(NamedTuple):
         if self.on_damage == 'fail':
           raise DataError(f'{self.source.name(at)} cannot be read ({error})') from None
         odd = REPLACED
+    if otherwise is not None:
+      return otherwise
     raise DataError(f'none of the {self.source.described} can be read')
 
 
