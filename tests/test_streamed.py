@@ -100,7 +100,8 @@ def test_a_run_leaves_everything(finished):
   assert [line['step'] for line in lines if 'accuracy' in line] == [30, 60]
   # Of each class number 1 is CMYK and number 3 a PNG: each is named once.
   assert lines[-1]['converted_images'] > 0 and lines[-1]['replaced_images'] == 0
-  assert err.count('is no JPEG in grey or YCbCr, and read by Pillow') <= 6 and f'{CLASSES[0]}_1.JPEG' in err
+  named = {line.split()[1] for line in err.splitlines() if 'is no JPEG in grey or YCbCr, and read by Pillow' in line}
+  assert named == {f'{name}/{name}_{i}.JPEG' for name in CLASSES for i in (1, 3)}
   assert {path.name for path in (workdir / 'checkpoints').iterdir()} == {'40', '60'}
   assert len(list((workdir / 'best').iterdir())) == 1
   assert list((workdir / 'profile').rglob('*.xplane.pb'))
@@ -271,8 +272,9 @@ def test_photographs_that_cannot_be_read(tree, cache, tmp_path):
   (tmp_path / 'tree' / 'train' / CLASSES[0] / f'{CLASSES[0]}_5.JPEG').write_bytes(encoded(ramp(50, 50))[:400])
   _, err = ended(start(tmp_path / 'tree', tmp_path / 'a', cache, **{'stream.held_out': 0}), 2)
   assert f'error: {CLASSES[0]}/{CLASSES[0]}_5.JPEG cannot be read' in err and 'Traceback' not in err
+  (tmp_path / 'tree' / 'val' / CLASSES[1] / f'{CLASSES[1]}_0.JPEG').write_bytes(encoded(ramp(50, 50))[:400])
   _, err = ended(start(tmp_path / 'tree', tmp_path / 'b', cache, **{'stream.held_out': 0, 'stream.on_damage': 'skip'}))
-  assert f'{CLASSES[0]}_5.JPEG cannot be read, and left out' in err
+  assert all(f'{name} cannot be read, and left out' in err for name in (f'{CLASSES[0]}_5.JPEG', f'{CLASSES[1]}_0.JPEG'))
   assert records(tmp_path / 'b')[-1]['replaced_images'] > 0
   (row,) = rows(tmp_path / 'b')   # no image was held out
   assert row['validation_accuracy'] == 'nan' and 0 <= float(row['test_accuracy']) <= 1
