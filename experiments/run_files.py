@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 
 from experiments import report, train
 from experiments import workdir as workdirs
@@ -16,6 +17,21 @@ from experiments.progress import say
 from experiments.results import TRAINED, read_results, table
 from experiments.sweep import STATIC_AXES, rate_of, scopes_of
 from powerprop import flops
+
+
+def has_ended(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> bool:
+  """Binds the workdir to the config; where it holds that run, ended, its report is drawn again. What the first host finds holds
+  for all. Raises UserError where it holds another run."""
+  first = jax.process_index() == 0
+  if first:
+    workdirs.bind(workdir, config)
+  ended = (workdir / 'run.json').exists()   # written when all the numbers are
+  if jax.process_count() > 1:
+    ended = bool(multihost_utils.broadcast_one_to_all(np.int32(ended)))
+  if ended and first:
+    say(f'{workdir} holds this run, which has ended; its report is drawn again.')
+    finish(workdir)
+  return ended
 
 
 def shares_of_dense(steps: int, costs: flops.Costs, spent: np.ndarray,

@@ -44,12 +44,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   started = time.monotonic()
   setting = programs.prepare(config)
   loads = photographs.open_images(config)
-  if jax.process_index() == 0:
-    workdirs.bind(workdir, config)
-  if (workdir / 'run.json').exists():
-    if jax.process_index() == 0:
-      say(f'{workdir} holds this run, which has ended; its report is drawn again.')
-      run_files.finish(workdir)
+  if run_files.has_ended(workdir, config):
     return
   ready = time.monotonic()
   state, spent, seconds = fit(setting, loads, workdir)

@@ -74,12 +74,7 @@ def prepare(config: ml_collections.ConfigDict, grouped: Callable[[ml_collections
   net = hk.transform_with_state(model.forward)
   groups, nets, image_shape = grouped(config), sweep.make_nets(config), splits['train'].images.shape[1:]
   sweep.check_sparsities(groups, net, image_shape)
-  if jax.process_index() == 0:
-    workdirs.bind(workdir, config)   # not before all of the config has been found good
-  if (workdir / 'run.json').exists():   # written when all the numbers are
-    if jax.process_index() == 0:
-      say(f'{workdir} holds this run, which has ended; its report is drawn again.')
-      run_files.finish(workdir)
+  if run_files.has_ended(workdir, config):   # not before all of the config has been found good
     return None
 
   mesh = train.make_mesh()

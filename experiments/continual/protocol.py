@@ -119,12 +119,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Setting
   problems = [Problem(config, net, group, METHODS[group.axes['algorithm']], heads, model.output_layer, model.batch_norm, {}, None)
               for group in sweep.make_groups(config)]
   nets = sweep.make_nets(config)
-  if jax.process_index() == 0:
-    workdirs.bind(workdir, config)   # not before all of the config has been found good
-  if (workdir / 'run.json').exists():
-    if jax.process_index() == 0:
-      say(f'{workdir} holds this run, which has ended; its report is drawn again.')
-      run_files.finish(workdir)
+  if run_files.has_ended(workdir, config):   # not before all of the config has been found good
     return None
 
   mesh = train.make_mesh()
