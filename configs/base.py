@@ -107,7 +107,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.stream.image_size = 224        # side of the squares that images are cropped to, pixels
   config.stream.held_out = 0            # every so-manyth training image is kept from training, to choose settings by; 0: none
   config.stream.workers = 0             # processes that read images on each host; 0: threads of the one that trains
-  config.stream.on_damage = 'fail'      # at images that cannot be read: 'fail', or 'skip', which takes the next one
+  config.stream.on_damage = 'fail'      # at images that cannot be read: 'fail', or 'skip': the next one, in evaluation none
   config.stream.compute = 'float32'     # of products and activations: 'float32' or 'bfloat16'; what is stored stays float32
   config.stream.shards = 1              # devices that share one copy of parameters and optimiser state
   config.stream.batch_norm_parts = 1    # parts of a batch, each with statistics of its own: 1 is all of it, over all devices
