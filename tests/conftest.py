@@ -18,6 +18,18 @@ hypothesis.settings.load_profile('default')
 
 
 @pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  """The set and the network of tests/tiny.py among the known ones, and the folder of its files."""
+  import tiny  # not before JAX is set up
+
+  from experiments import data, models
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(data.DATASETS, 'tiny', tiny.load)
+    patch.setitem(models.MODELS, 'tiny', tiny.mlp)
+    yield tiny.write(tmp_path_factory.mktemp('data'))
+
+
+@pytest.fixture(scope='module')
 def compiled_quickly():
   """Programs that run once or twice are not worth XLA's optimising."""
   jax.config.update('jax_disable_most_optimizations', True)

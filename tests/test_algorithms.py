@@ -12,11 +12,9 @@ import pytest
 import tiny
 
 from configs import base
-from experiments import data as datasets
 from experiments import supervised, sweep, train
 from experiments.algorithms import ALGORITHMS, FIRST_MASKS
 from experiments.errors import UserError
-from experiments.models import MODELS
 from experiments.sparse_table import TITLES
 
 STEPS, KEPT, WEIGHTS = 36, 276, 1380   # two epochs; a fifth of the weights of 36-30-10
@@ -24,12 +22,7 @@ NAMES = ('dense', 'rigl', 'top_kast', 'gradual', 'snip')
 LAYERS = ('mlp/~/linear_0', 'mlp/~/linear_1')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def data_dir(tmp_path_factory):
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(datasets.DATASETS, 'tiny', tiny.load)
-    patch.setitem(MODELS, 'tiny', tiny.mlp)
-    yield tiny.write(tmp_path_factory.mktemp('data'))
+pytestmark = pytest.mark.usefixtures('data_dir')
 
 
 def make_config(data_dir, **change):

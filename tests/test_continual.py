@@ -12,28 +12,18 @@ import pytest
 import tiny
 
 from configs import base
-from experiments import data as datasets
 from experiments import report
 from experiments.checkpoint import Checkpoints
 from experiments.continual import protocol, table
 from experiments.continual.methods import METHODS
 from experiments.errors import UserError
-from experiments.models import MODELS
 
 STEPS, TASKS, SEEDS = 40, 3, 2
 GROUPS = [(2.0, 'fine_tune'), (2.0, 'efficient_packnet')]
 DENSEST = 'ignore:.*even the densest mask is not above gamma:UserWarning'
-pytestmark = [pytest.mark.filterwarnings(DENSEST), pytest.mark.usefixtures('compiled_quickly')]
+pytestmark = [pytest.mark.filterwarnings(DENSEST), pytest.mark.usefixtures('data_dir', 'compiled_quickly')]
 LAYERS = ('mlp/~/linear_0', 'mlp/~/linear_1')
 OUTPUTS = ('results.csv', 'statistics.csv', 'matrix.csv', 'capacity.csv', 'mask_overlap.csv', 'table.md')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def data_dir(tmp_path_factory):
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(datasets.DATASETS, 'tiny', tiny.load)
-    patch.setitem(MODELS, 'tiny', tiny.mlp)
-    yield tiny.write(tmp_path_factory.mktemp('data'))
 
 
 def make_config(data_dir, **change):

@@ -5,13 +5,10 @@ import shutil
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-import tiny
 
 from configs import base
-from experiments import data as datasets
 from experiments import lottery
 from experiments.errors import UserError
-from experiments.models import MODELS
 
 STEPS, REWIND, ROUNDS = 36, 4, 2
 LAYERS = ('mlp/~/linear_0', 'mlp/~/linear_1')
@@ -19,12 +16,7 @@ LAYERS = ('mlp/~/linear_0', 'mlp/~/linear_1')
 COUNTS = [(1080, 300), (540, 225), (270, 169)]
 
 
-@pytest.fixture(scope='module', autouse=True)
-def data_dir(tmp_path_factory):
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(datasets.DATASETS, 'tiny', tiny.load)
-    patch.setitem(MODELS, 'tiny', tiny.mlp)
-    yield tiny.write(tmp_path_factory.mktemp('data'))
+pytestmark = pytest.mark.usefixtures('data_dir')
 
 
 def make_config(data_dir, **change):

@@ -31,12 +31,7 @@ STEPS = 50   # epochs have 18: two of them and most of a third
 ALPHAS, SEEDS, RATES, DENSITIES = (1.0, 2.0), (0, 1, 5), (0.1, 0.03), (0.1, 0.5, 1.0)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def data_dir(tmp_path_factory):
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(datasets.DATASETS, 'tiny', tiny.load)
-    patch.setitem(MODELS, 'tiny', tiny.mlp)
-    yield tiny.write(tmp_path_factory.mktemp('data'))
+pytestmark = pytest.mark.usefixtures('data_dir')
 
 
 SETTINGS = {
