@@ -81,11 +81,13 @@ def get_config() -> ml_collections.ConfigDict:
   config.continual.densities = (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5)   # efficient_packnet: tried, from the last on
   config.continual.search = 'list'          # efficient_packnet: 'list' of densities, or 'binary' between its first and last
   config.continual.search_steps = 6         # efficient_packnet: of the binary search
+  config.continual.estimate = 'accuracy'    # efficient_packnet: a mask is worth its validation 'accuracy', or its likelihood by a
+  #                                           'taylor' expansion from fisher_images, without evaluating it
   config.continual.layerwise = False        # efficient_packnet: the same density in each layer, or one threshold for all?
   config.continual.reinitialise = 'fresh'   # free weights before the next task: 'fresh', 'left' as they are, or 'zero'
   config.continual.rest = 'frozen'          # biases and BatchNorm of both: 'frozen' after the first task, or each task's 'own',
   #                                           for deep networks: weights that begin anew do not fit statistics of others
-  config.continual.fisher_images = 500      # ewc, ewc_online: training images of a task that its Fisher information is of
+  config.continual.fisher_images = 500      # ewc, ewc_online: training images that the Fisher information is of; also of 'taylor'
   config.continual.ewc_decay = 1.0          # ewc_online: of the Fisher information, at each task
   config.continual.damping = 1e-3           # synaptic_intelligence: ξ, added to the squared change of a weight
   config.continual.memory_images = 1000     # replay, a_gem: images kept, of all tasks together

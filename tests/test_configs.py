@@ -172,8 +172,9 @@ DEFAULTS = {
   'continual.sequence_seed': 0, 'continual.degrees': 180.0, 'continual.scenario': 'domain', 'continual.restart': True,
   'continual.matrix_every': 1, 'continual.inferred_images': 1000, 'continual.retrain_share': 0.2, 'continual.prune_rounds': 1,
   'continual.share': 0.0, 'continual.gamma': 0.98, 'continual.densities': (0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.3, 0.5),
-  'continual.search': 'list', 'continual.search_steps': 6, 'continual.layerwise': False, 'continual.reinitialise': 'fresh',
-  'continual.rest': 'frozen', 'continual.fisher_images': 500, 'continual.ewc_decay': 1.0, 'continual.damping': 1e-3,
+  'continual.search': 'list', 'continual.search_steps': 6, 'continual.estimate': 'accuracy', 'continual.layerwise': False,
+  'continual.reinitialise': 'fresh', 'continual.rest': 'frozen',
+  'continual.fisher_images': 500, 'continual.ewc_decay': 1.0, 'continual.damping': 1e-3,
   'continual.memory_images': 1000,
   'sparse.phase_share': 0.1, 'sparse.rescale': False, 'sparse.entry': 0.5, 'sparse.backward_factor': 2.0, 'sparse.decay': 1e-4}
 THREE = {'steps': 15_000, 'sweep.seed': (0, 1, 2)}

@@ -327,10 +327,17 @@ def test_what_methods_remember_is_in_checkpoints(competing, tmp_path, monkeypatc
   ('continual.gamma', 1.5, r'config.continual.gamma must be a share in \[0, 1\], got 1.5.'),
   ('continual.densities', (0.5, 0.2), r'config.continual.densities must be a tuple of increasing shares in .*, got \(0.5, 0.2\)'),
   ('continual.reinitialise', 'anew', "config.continual.reinitialise must be one of .*'fresh', 'left', 'zero'.*, got 'anew'."),
+  ('continual.estimate', 'loss', "config.continual.estimate must be one of .*'accuracy', 'taylor'.*, got 'loss'."),
   ('sweep.sparsity', (0.5,), r"config.sweep.sparsity must be \(0.0,\) for the protocol 'continual', got \(0.5,\).")])
 def test_mistakes(data_dir, key, value, message):
   with pytest.raises(UserError, match=message):
     protocol.check(make_config(data_dir, **{key: value}))
+
+
+def test_densities_that_keep_nothing_of_a_layer_are_refused_before_training(data_dir, tmp_path):
+  config = make_config(data_dir, **{'continual.layerwise': True, 'continual.densities': (0.0005, 0.5)})
+  with pytest.raises(UserError, match=r'config.continual.densities: density 0.0005 keeps less than one of \d+ weights.'):
+    protocol.prepare(config, tmp_path)
 
 
 def test_methods_are_named_in_the_documentation_of_the_module():

@@ -9,6 +9,7 @@ from test_tasks import made
 
 from configs import base
 from experiments import sweep, train
+from experiments.augment import AUGMENTATIONS
 from experiments.continual import measures, methods, packing, programs
 from experiments.continual.problem import Heads, Nets, Problem, Record, State, hits
 from experiments.data import tasks
@@ -240,6 +241,33 @@ def test_learning_with_a_reservoir(algorithm):
     close(weights(s), {n: before[n] - RATE * g[n] for n in 'wb'})
 
 
+def test_earlier_images_are_changed_at_random_as_those_of_the_task_are(monkeypatch):
+  p, s = make('replay')
+  step, end = compiled(p)
+  s = end(step(s, 0, [1, 5, 7, 2])[0], 0)
+  p.config.augment = 'inverted'
+  monkeypatch.setitem(AUGMENTATIONS, 'inverted', lambda key, images: 255 - images)
+  pick = np.asarray(jax.random.randint(jax.random.key(0), (BATCH,), 0, 7))
+  images, labels = batch(p, 0, s.memory.position[pick])
+  before, old = weights(s), gradient(weights(s), 255 - images, labels)
+  s, images, labels = compiled(p)[0](s, 1, [0, 3, 8, 9])
+  close(weights(s), {n: before[n] - RATE * (gradient(before, images, labels)[n] + old[n]) / 2 for n in 'wb'})
+
+
+def test_what_is_kept_of_the_past_in_bytes():
+  """By hand: 16 · 6 + 6 weights of four bytes; two copies of them; two networks more; 7 or 3 · 24 images of 16 pixels with label
+  and task; masks of 12 bytes for each of three tasks."""
+  expected = {'ewc': 2 * 4 * 102, 'synaptic_intelligence': 2 * 4 * 102, 'separate': 2 * 4 * 102, 'replay': 7 * 18,
+              'joint': 3 * 24 * 18, 'efficient_packnet': 3 * 12, 'fine_tune': 0}
+  for algorithm, size in expected.items():
+    p, s = make(algorithm)
+    s = s._replace(trained=s.trained._replace(net_state={'norm': {'average': np.zeros(5, np.float32)}}))
+    if algorithm != 'separate':   # BatchNorm's averages are the network's own, of which a pull keeps no copy
+      assert p.method.bytes_kept(p, s, 16) == size, algorithm
+    else:
+      assert p.method.bytes_kept(p, s, 16) == size + 2 * 4 * 5
+
+
 def test_projection():
   """(1, −2) against (0, 1): what is left is (1, 0). Where both agree, and against nothing, it is the gradient itself."""
   g = {'a': jnp.array([1.0]), 'b': jnp.array([-2.0])}
@@ -337,6 +365,51 @@ def test_efficient_packnet_keeps_the_sparsest_mask_before_one_that_fails():
     np.testing.assert_array_equal(free[name]['w'], s.memory.forward[name]['w'])
   again = jax.jit(lambda s: programs.prune(p, NET, s, 0, 1))(s)   # one search, whatever the number of rounds
   assert jax.tree.all(jax.tree.map(lambda a, b: bool(jnp.array_equal(a, b)), s.memory.forward, again.memory.forward))
+
+
+def test_efficient_packnet_by_taylor_expansion():
+  """The loss of a mask is not evaluated: L + Σ g δ + ½ Σ h δ², with gradients of a network of two layers by hand."""
+  densities, gamma = (0.1, 0.3, 0.6, 0.9), 0.9
+  p, s = make('efficient_packnet', alpha=2.0, forward=two_layers, densities=densities, gamma=gamma, estimate='taylor',
+              fisher_images=8)
+  s = jax.jit(lambda s: programs.epoch(p, NET, s, 1, 0, 0, 6)[0])(s)
+  phi = jax.tree.map(np.float64, s.trained.phi)
+  theta = {name: {'w': x['w'] * np.abs(x['w']), 'b': x['b']} for name, x in phi.items()}
+  key = jax.random.fold_in(train.stream(0, packing.ESTIMATE), 1)
+  images, labels = tasks.take(p.parts['validation'], p.pixels, 1, jax.random.randint(key, (8,), 0, 6))
+
+  loss, g, h = 0.0, {'hidden': 0.0, 'output': 0.0}, {'hidden': 0.0, 'output': 0.0}
+  for x, label in zip(inputs(images), np.asarray(labels), strict=True):
+    before = x @ theta['hidden']['w'] + theta['hidden']['b']
+    hidden = np.maximum(before, 0)
+    share = softmax(hidden @ theta['output']['w'] + theta['output']['b'])
+    d = share - np.eye(CLASSES)[label]
+    of = {'output': np.outer(hidden, d), 'hidden': np.outer(x, (theta['output']['w'] @ d) * (before > 0))}
+    loss -= np.log(share[label]) / 8
+    g = {name: g[name] + of[name] / 8 for name in g}
+    h = {name: h[name] + of[name] ** 2 / 8 for name in h}
+
+  def keeping(count):
+    least = np.sort(np.concatenate([np.abs(phi[name]['w']).ravel() for name in g]))[-count]
+    return {name: np.abs(phi[name]['w']) >= least for name in g}
+
+  def likelihood(count):
+    change = 0.0
+    for name, mask in keeping(count).items():
+      delta = np.where(mask, 0, -theta[name]['w'])
+      change += (g[name] * delta + h[name] * delta ** 2 / 2).sum()
+    return np.exp(-loss - change)
+  passed = [int(density * 110) for density in densities]
+  while passed and likelihood(passed[-1]) > gamma * np.exp(-loss):
+    chosen = passed.pop()
+  assert 0 < len(passed) < len(densities)   # some pass, some do not
+  s = jax.jit(lambda s: programs.prune(p, NET, s, 1, 0))(s)
+  for name, mask in keeping(chosen).items():
+    np.testing.assert_array_equal(s.memory.forward[name]['w'], mask)
+  images, labels = tasks.take(p.parts['validation'], p.pixels, 1, jnp.arange(6))   # told of it is the accuracy, as ever
+  w = {name: np.where(keeping(chosen)[name], x['w'], 0) for name, x in theta.items()}
+  out = np.maximum(inputs(images) @ w['hidden'] + theta['hidden']['b'], 0) @ w['output'] + theta['output']['b']
+  assert float(s.memory.score[1]) == pytest.approx((out.argmax(1) == np.asarray(labels)).mean())
 
 
 def normalised(units):

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import train
+from experiments.augment import AUGMENTATIONS
 from experiments.continual.packing import packing
 from experiments.continual.problem import Method, Nets, Problem, State, fresh, loss_and_gradient, optimizer
 from experiments.data import tasks
@@ -61,11 +62,15 @@ def pull(anchor: Anchor, theta: Tree, strength: Any, g: Tree) -> Tree:
 
 
 def _two_copies(p: Problem, s: State, image: int) -> float:
-  return 2.0 * _bytes(s)
+  return 2.0 * _bytes(s.trained.phi)
 
 
-def _bytes(s: State) -> int:
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((s.trained.phi, s.trained.net_state)))
+def _bytes(tree: Tree) -> int:
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _other_networks(p: Problem, s: State, image: int) -> float:
+  return float(_bytes((s.trained.phi, s.trained.net_state)) * (p.heads.tasks - 1))
 
 
 def _images(p: Problem) -> int:
@@ -174,6 +179,7 @@ def _memory_gradient(p: Problem, s: State, theta: Tree, task: Any, key: Any) -> 
   pick = jax.random.randint(key, (p.config.batch_size,), 0, jnp.maximum(held, 1))   # the smallest ranks are in front
   own = s.memory.task[pick]
   images, labels = tasks.take_each(p.parts['train'], p.pixels, own, s.memory.position[pick])
+  images = AUGMENTATIONS[p.config.augment](jax.random.fold_in(key, 1), images)
   return loss_and_gradient(p, theta, s.trained.net_state, images, labels, own, task)[0], held > 0
 
 
@@ -210,7 +216,7 @@ def _a_gem(g: Tree, own: Tree, held: jax.Array) -> Tree:
 
 METHODS: dict[str, Method] = {
     'fine_tune': Method(),
-    'separate': Method(switch=_another, separate=True, bytes_kept=lambda p, s, image: float(_bytes(s) * (p.heads.tasks - 1))),
+    'separate': Method(switch=_another, separate=True, bytes_kept=_other_networks),
     'joint': Method(all_tasks=True, bytes_kept=lambda p, s, image: (image + 2.0) * _images(p)),
     'ewc': _ewc(online=False),
     'ewc_online': _ewc(online=True),

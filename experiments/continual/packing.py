@@ -2,20 +2,25 @@
 
 Outputs of a task's own are columns of one layer, which only that task may change; all other weights are shared by masks.
 """
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import optax
 
 import powerprop
 from experiments import train
 from experiments.continual.problem import Method, Nets, Problem, State, fresh, hits, optimizer
 from experiments.data import tasks
+from experiments.errors import UserError
 from experiments.train import is_convolutional
 from powerprop import masks, packnet, task_inference, task_masks
 from powerprop.masks import is_none
 from powerprop.reparam import Tree
+
+ESTIMATE = 9   # stream of randomness: images that a mask's loss is estimated on
 
 
 class Packed(NamedTuple):
@@ -33,6 +38,8 @@ def packing(efficient: bool) -> Method:
   def memory(p, phi, net_state):
     tree, size = body(p, phi, net_state), p.heads.tasks
     begun = task_masks.begin(tree, size, rest=p.config.continual.rest)
+    if efficient:   # now, and not when the first task has been trained on
+      counts_of(p, task_masks.shared(begun, tree))
     unknown = jnp.full(size, jnp.nan)
     return Packed(begun, everything(begun, tree), unknown, unknown, jnp.ones(size, bool),
                   task_masks.capacity(begun, tree).left)
@@ -41,7 +48,7 @@ def packing(efficient: bool) -> Method:
     if not efficient:
       return under(p, s, task, chosen_by_share(p, s, number))
     # There is one search, however many rounds PackNet has.
-    return jax.lax.cond(number == 0, lambda s: searched(p, s, task), lambda s: s, s)
+    return jax.lax.cond(number == 0, lambda s: searched(p, n, s, task), lambda s: s, s)
 
   return Method(memory=memory, wrap=powerprop.protect, start=lambda p, n, s: with_free(p, s, 0, s.trained.opt_state),
                 seen=lambda memory, theta: apply(memory.forward, theta), prune=prune, consolidate=consolidate, switch=switch,
@@ -118,27 +125,64 @@ def chosen_by_share(p: Problem, s: State, number: Any) -> Packed:
   return memory._replace(forward=mask)
 
 
-def searched(p: Problem, s: State, task: Any) -> State:
-  """EfficientPackNet's: the sparsest of the largest |φ| of all whose validation accuracy is above γ times the dense one."""
+def searched(p: Problem, n: Nets, s: State, task: Any) -> State:
+  """EfficientPackNet's: the sparsest of the largest |φ| of all whose validation accuracy, or estimated likelihood, is above γ
+  times the dense one."""
   wanted, memory = p.config.continual, s.memory
   phi, net_state = s.trained.phi, s.trained.net_state
   weights = task_masks.shared(memory.tasks, body(p, phi, net_state))
   theta, part = p.group.reparam.weights(phi), p.parts['validation']
 
-  def score(mask):
+  def accuracy(mask):
     right = hits(p, apply(mask, theta), net_state, 'validation', task, task)[0]
     return right / part.counts[task % len(part.counts)]
 
   def choose(count):
     return packnet.efficient_masks(weights, count)
-  dense, counts = score(memory.forward), packnet.make_counts(weights, wanted.densities, wanted.layerwise)
+  dense, counts = accuracy(memory.forward), counts_of(p, weights)
+  score, best = (accuracy, dense) if wanted.estimate == 'accuracy' else likelihood(p, n, s, task)
   if wanted.search == 'binary':
     least, most = (jax.tree.map(lambda k, i=i: k[i], counts) for i in (0, -1))
-    found = packnet.search_binary(score, choose, least, most, dense, wanted.gamma, wanted.search_steps)
+    found = packnet.search_binary(score, choose, least, most, best, wanted.gamma, wanted.search_steps)
   else:
-    found = packnet.search(score, choose, counts, dense, wanted.gamma, side_by_side=not is_convolutional(phi))
-  return under(p, s, task, memory._replace(forward=found.mask, score=memory.score.at[task].set(found.score),
+    found = packnet.search(score, choose, counts, best, wanted.gamma, side_by_side=not is_convolutional(phi))
+  reached = found.score if wanted.estimate == 'accuracy' else accuracy(found.mask)
+  return under(p, s, task, memory._replace(forward=found.mask, score=memory.score.at[task].set(reached),
                                            dense=memory.dense.at[task].set(dense), met=memory.met.at[task].set(found.met)))
+
+
+def counts_of(p: Problem, weights: Tree) -> Any:
+  """How many weights each candidate keeps. Raises: UserError where that is none of a layer."""
+  try:
+    return packnet.make_counts(weights, p.config.continual.densities, p.config.continual.layerwise)
+  except ValueError as error:
+    raise UserError(f'config.continual.densities: {error}') from None
+
+
+def likelihood(p: Problem, n: Nets, s: State, task: Any) -> tuple[Callable[[Tree], jax.Array], jax.Array]:
+  """mask → exp(−L) by a Taylor expansion of the mean loss L around all weights, and exp(−L) there: no candidate is evaluated.
+
+  Over `continual.fisher_images` validation images, drawn at random; the squared gradient of each stands for the curvature.
+  """
+  phi, net_state = s.trained.phi, s.trained.net_state
+  theta, part, count = p.group.reparam.weights(phi), p.parts['validation'], p.config.continual.fisher_images
+  positions = jax.random.randint(jax.random.fold_in(train.stream(n.seed, ESTIMATE), task), (count,), 0,
+                                 part.counts[task % len(part.counts)])
+  images, labels = tasks.take(part, p.pixels, task, positions)
+
+  def loss_of(theta, image, label):
+    logits, _ = p.net.apply(theta, net_state, None, train.pixels(image[None]), False)
+    return optax.softmax_cross_entropy_with_integer_labels(p.heads.among(logits, task, task, 'task'),
+                                                           p.heads.labels(label[None], task))[0]
+
+  def add_one(i, total):
+    loss, g = jax.value_and_grad(loss_of)(theta, images[i], labels[i])
+    return jax.tree.map(jnp.add, total, (loss, g, jax.tree.map(jnp.square, g)))
+  zeros = jax.tree.map(jnp.zeros_like, theta)
+  total = jax.lax.fori_loop(0, count, add_one, (jnp.float32(0), zeros, zeros))
+  loss, *expansion = jax.tree.map(lambda x: x / count, total)
+  at, g, h = (body(p, tree, net_state) for tree in (theta, *expansion))
+  return lambda mask: jnp.exp(-loss - packnet.taylor_change(at, g, mask, h)), jnp.exp(-loss)
 
 
 def under(p: Problem, s: State, task: Any, memory: Packed) -> State:

@@ -74,7 +74,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     if not ok:
       raise UserError(f'config.continual.{key} must be {allowed}, got {wanted[key]!r}.')
   for key, known in (('sequence', sorted(sequences.SEQUENCES)), ('scenario', ['domain', 'task', 'class']),
-                     ('search', ['list', 'binary']), ('reinitialise', ['fresh', 'left', 'zero']), ('rest', ['frozen', 'own'])):
+                     ('search', ['list', 'binary']), ('estimate', ['accuracy', 'taylor']),
+                     ('reinitialise', ['fresh', 'left', 'zero']), ('rest', ['frozen', 'own'])):
     need(wanted[key] in known, key, f'one of {known}')
   if wanted.sequence == 'mixed':
     need(wanted.tasks == len(wanted.datasets), 'tasks', f'the number of continual.datasets, {len(wanted.datasets)}')
