@@ -51,7 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.sparse.initial_sparsity = 0.5  # granet: at the start
   config.sparse.phase_share = 0.1       # ac_dc: warm-up, and each compressed and dense phase after it
   config.sparse.rescale = False         # do live weights start with the norm of the whole layer (about 1/sqrt(density) larger)?
-  config.sparse.entry = 0.5             # where weights that come back start for α > 1: times the smallest live |θ| of the layer
+  config.sparse.entry = 0.3             # where weights that come back start for α > 1: times the mean live |θ| of the layer
   config.sparse.backward_factor = 2.0   # top_kast: the density of the backward set, in those of the forward set
   config.sparse.decay = 1e-4            # top_kast: strength of the exploration decay
 

@@ -1,22 +1,23 @@
-"""What is the place of re-entry worth? Weights that RigL grows, started at 0, half, or all of the smallest live weight; α = 2.
+"""What is the place of re-entry worth? Weights that RigL grows, started at 0 to 0.3 times the mean live weight; α = 2.
 
 RigL as in mnist_sparse.py, at the rate chosen there. At 0 a weight never moves when α > 1: it is live in name only.
 
   python -m experiments.main --config=configs/mnist_entry.py:zero --workdir=runs/mnist_entry/zero
-  python -m experiments.main --config=configs/mnist_entry.py:half --workdir=runs/mnist_entry/half
-  python -m experiments.main --config=configs/mnist_entry.py:whole --workdir=runs/mnist_entry/whole
+  python -m experiments.main --config=configs/mnist_entry.py:hundredth --workdir=runs/mnist_entry/hundredth
+  python -m experiments.main --config=configs/mnist_entry.py:tenth --workdir=runs/mnist_entry/tenth
+  python -m experiments.main --config=configs/mnist_entry.py:third --workdir=runs/mnist_entry/third
 
 12 networks each: four sparsities × 3 seeds. Results are in RESULTS.md, times in run.json beside them.
 """
 from configs import mnist_sparse
 
-ENTRIES = {'zero': 0.0, 'half': 0.5, 'whole': 1.0}
+ENTRIES = {'zero': 0.0, 'hundredth': 0.01, 'tenth': 0.1, 'third': 0.3}
 
 
-def get_config(variant: str = 'half'):
-  """`variant`: 'zero', 'half' or 'whole', where weights start."""
+def get_config(variant: str = 'third'):
+  """`variant`: one of ENTRIES, where weights start."""
   if variant not in ENTRIES:
-    raise ValueError(f"mnist_entry has the variants 'zero', 'half' and 'whole', not {variant!r}.")
+    raise ValueError(f'mnist_entry has the variants {", ".join(map(repr, ENTRIES))}, not {variant!r}.')
   config = mnist_sparse.get_config('rigl')
   config.name = f'mnist_entry_{variant}'
   config.title = 'Where weights that are grown start'

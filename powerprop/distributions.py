@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from powerprop.masks import is_none
 from powerprop.reparam import Tree, leaf_name
@@ -72,6 +73,8 @@ def make_counts(weights: Tree, sparsity: Sparsity, distribution: Distribution = 
   Raises: ValueError as the distribution does, and for a leaf that no pattern fits.
   """
   if not isinstance(sparsity, Mapping):
+    if not callable(distribution):
+      raise ValueError(f'distribution is a function, as distributions.erk, got {distribution!r}.')
     return distribution(weights, sparsity)
   table = {pattern: _check(value) for pattern, value in sparsity.items()}
 
@@ -91,6 +94,8 @@ def leave_dense(weights: Tree, patterns: Sequence[str]) -> Tree:
 
   Raises: ValueError for a pattern that no leaf fits. Names, not places, tell layers apart: a tree's order is not the network's.
   """
+  if isinstance(patterns, str):
+    raise ValueError(f'dense is a sequence of patterns, as ({patterns!r},), got {patterns!r}.')
   names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(weights)]
   for pattern in patterns:
     if not fnmatch.filter(names, pattern):
@@ -111,7 +116,7 @@ def _sizes(weights: Tree) -> dict[str, int]:
 
 
 def _check(sparsity: Any) -> float:
-  if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
+  if isinstance(sparsity, bool) or not isinstance(sparsity, int | float | np.integer | np.floating) or not 0 <= sparsity < 1:
     raise ValueError(f'sparsity is a share removed, at least 0 and below 1; got {sparsity!r}.')
   return float(sparsity)
 

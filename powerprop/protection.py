@@ -20,6 +20,10 @@ class ProtectState(NamedTuple):
   free: Tree   # bool like all parameters, biases too. True: the optimiser may change the entry
   inner: Any
 
+  @property
+  def outermost(self) -> bool:   # see transforms.Outermost
+    return True
+
 
 def protect(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
   """Gradient masking that holds: a weight that is not free keeps its bits, whatever the optimiser remembers or decays.

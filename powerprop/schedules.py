@@ -2,6 +2,8 @@
 
 `n` is the number of updates applied so far, the current one included: an int32 scalar, traced or not.
 """
+import numbers
+
 import jax
 import jax.numpy as jnp
 
@@ -39,10 +41,23 @@ def cosine(n: Step, end_step: int, initial: float) -> jax.Array:
   return initial / 2 * (1 + jnp.cos(jnp.pi * way))
 
 
+def is_integer(value: object) -> bool:
+  """Of Python or of NumPy, and no bool."""
+  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_exchanges(end_step: int, every_steps: int) -> None:
+  """Raises ValueError unless there is an exchange, at `every_steps`, before the masks settle."""
+  check_steps(0, end_step, every_steps)
+  if every_steps >= end_step:
+    raise ValueError(f'nothing would ever be exchanged: the first exchange is at every_steps={every_steps}, and from '
+                     f'end_step={end_step} on masks stay.')
+
+
 def check_steps(start_step: int, end_step: int, every_steps: int) -> None:
   """Raises ValueError unless the schedule has at least one update, its end, which does not come before its start."""
   for name, value, least in (('start_step', start_step, 0), ('end_step', end_step, 1), ('every_steps', every_steps, 1)):
-    if type(value) is not int or value < least:
+    if not is_integer(value) or value < least:
       raise ValueError(f'{name} must be an integer of at least {least}, got {value!r}.')
   if start_step > end_step:
     raise ValueError(f'a schedule must not end before it starts: start_step={start_step}, end_step={end_step}.')

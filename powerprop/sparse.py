@@ -18,7 +18,7 @@ from jax import lax
 from powerprop.masks import apply, counts, is_none
 from powerprop.reparam import Reparam, Tree, leaf_name, powerpropagation, psi_inverse
 from powerprop.thresholds import check_structure
-from powerprop.transforms import Outermost, find_states
+from powerprop.transforms import Outermost, Propagation, find_states, holds_outermost
 
 
 class Masks(NamedTuple):
@@ -50,9 +50,13 @@ class SparsifyState(NamedTuple):
   memory: Any           # the updater's own arrays
   inner: Any
 
+  @property
+  def outermost(self) -> bool:   # see transforms.Outermost
+    return True
+
 
 def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, reparam: Reparam | None = None,
-             key: jax.Array | None = None, entry: float = 0.5) -> optax.GradientTransformationExtraArgs:
+             key: jax.Array | None = None, entry: float = 0.3) -> optax.GradientTransformationExtraArgs:
   """Trains under masks that `updater` makes, with any optimiser inside, and keeps masked weights exactly 0.
 
     u ← inner(g ∘ m_B);   φ ← φ + u ∘ m_B;   every so often: m ← updater(θ, g), φ ← φ ∘ m_F
@@ -62,38 +66,52 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
   and the wrappers of `powerprop.transforms` refuse it. Before the first update the parameters may be dense: it is `masked` that
   the network sees, always.
 
-  A weight that comes back starts at θ = −sign(g) · entry · (smallest live |θ| of its leaf) where α > 1, with sign(0) = 1, and
-  at 0 where α = 1. Differs from the papers of the algorithms, in which it starts at 0: for α > 1 that is a critical point, and it
-  would never move. Moments of the optimiser, and whatever else of its state has the shape of the parameters, begin anew, at 0,
+  A weight that comes back starts at θ = −sign(g) · entry · (mean |θ| of those of its leaf that stayed live) where α > 1, with
+  sign(0) = 1, and at 0 where α = 1. Differs from the papers of the algorithms, in which it starts at 0: for α > 1 that is a
+  critical point, and it would never move. Moments of the optimiser, and whatever else of its state has the shape of the parameters, begin anew, at 0,
   for every weight whose backward mask has changed.
 
   Args:
     inner: any optax transformation; it sees gradients that are 0 where the optimiser may change nothing.
     updater: from `powerprop.updaters`.
-    reparam: the one of the network; its `where` says which leaves may be masked. None: no reparameterisation.
+    reparam: the one of the network; its `where` says which leaves may be masked. None: that of `inner`, where it is what
+      `target_propagation` or `backpropagation` gave; else no reparameterisation.
     key: typed key for updaters that draw at random; kept in the state. Inside a map over seeds, each has to have its own.
     entry: see above; at least 0.
   Returns: a transformation whose `update` takes (gradient at `masked(state, θ)`, state, φ) and, by keyword, `step`: a number of
     updates applied so far that is to be used in place of its own. Under vmap over seeds, give one that is not mapped: the
-    update of masks then stays a branch, where it else would be computed at every step.
-  Raises: ValueError for a negative `entry`, and when `update` gets no parameters.
+    update of masks then stays a branch, where it else would be computed at every step. It counts updates that were applied, as
+    the state does by itself: under optax.MultiSteps or apply_if_finite a loop's counter runs ahead of them, and a step that is
+    left out may be the one at which masks settle.
+  Raises: ValueError for a negative `entry`, for another α than inside, and when `update` gets no parameters.
   """
   if not isinstance(updater, SparsityUpdater):
     raise ValueError(f'sparsify takes an updater of powerprop.updaters, got {type(updater).__name__}.')
+  inside = 'sparsify moves masked weights to 0, and what is within must let it: put protect around it, not inside.'
   if isinstance(inner, Outermost):
-    raise ValueError('sparsify moves masked weights to 0, and what is within must let it: put protect around it, not inside.')
+    raise ValueError(inside)
   if not entry >= 0:
     raise ValueError(f'entry must be at least 0, got {entry!r}.')
-  reparam = powerpropagation(1.0) if reparam is None else reparam
+  if reparam is not None and not isinstance(reparam, Reparam):
+    raise ValueError(f'reparam is what powerpropagation(alpha) gives, got {reparam!r}.')
+  if key is not None and not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
+    raise ValueError(f'key is a typed key, as jax.random.key(0), got {key!r}.')
+  propagated = inner.reparam if isinstance(inner, Propagation) else None
+  reparam = reparam or propagated or powerpropagation(1.0)
   inner = optax.with_extra_args_support(inner)
 
   def init(params: Tree) -> SparsifyState:
     step = jnp.zeros([], jnp.int32)
     if not jax.tree.leaves(params):   # optax's own placeholders
       return SparsifyState(step, Masks(params), Masks(params), (), inner.init(params))
+    if propagated is not None:
+      _check_alike(reparam, propagated, params)
     masks, memory = _first(updater, _maskable(reparam, params), key)
     seen = params if updater.keeps else apply(masks.forward, params)
-    return SparsifyState(step, masks, count_kept(masks), memory, inner.init(seen))
+    inner_state = inner.init(seen)
+    if holds_outermost(inner_state):
+      raise ValueError(inside)
+    return SparsifyState(step, masks, count_kept(masks), memory, inner_state)
 
   def update(updates: Tree, state: SparsifyState, params: Tree = None, *, step: Any = None,
              **extra_args: Any) -> tuple[Tree, SparsifyState]:
@@ -137,8 +155,8 @@ def masked(opt_state: Any, params: Tree, which: str = 'forward') -> Tree:
     opt_state: state of a transformation with one or several `sparsify` in it, at any depth.
     params: φ, θ or a copy of them, of the structure that `init` got.
     which: 'forward', or 'backward' for what the optimiser may change.
-  Raises: ValueError when there is no `sparsify` in the state, when something is chained after one (by optax.chain: the state of
-    optax.named_chain is a dictionary, as that of several optimisers may be), or for other parameters.
+  Raises: ValueError when there is no `sparsify` in the state, when something is chained after one (by optax.chain or
+    named_chain; states of several optimisers go into a list or a dictionary), or for other parameters.
   """
   by_name: dict[str, jax.Array] = {}
   for state in _states(opt_state):
@@ -221,6 +239,15 @@ def _first(updater: SparsityUpdater, weights: Tree, key: jax.Array | None) -> tu
   return jax.jit(updater.init, out_shardings=jax.tree.map(lambda x: places.get(x.shape), shapes))(weights, key)
 
 
+def _check_alike(reparam: Reparam, inside: Reparam, params: Tree) -> None:
+  """Raises ValueError where a leaf that may be masked has another α inside."""
+  def leaf(path: Any, on: bool, a: float, b: float) -> None:
+    if on and a != b:
+      raise ValueError(f'{leaf_name(path)} has α = {a:g} in sparsify and α = {b:g} in the transformation inside; give both the '
+                       'same reparam.')
+  jax.tree_util.tree_map_with_path(leaf, reparam.where(params), reparam.alphas(params), inside.alphas(params))
+
+
 def _maskable(reparam: Reparam, params: Tree) -> Tree:
   """θ where a leaf is a weight, None elsewhere."""
   return jax.tree.map(lambda on, x: x if on else None, reparam.where(params), reparam.weights(params))
@@ -250,8 +277,10 @@ def _places(reparam: Reparam, entry: float, old: Tree, new: Tree, theta: Tree) -
       return None
     if a is None or alpha == 1:
       return jnp.zeros([], jnp.result_type(x))
-    smallest = jnp.min(jnp.where(a & b & (x != 0), jnp.abs(x), jnp.inf))
-    return psi_inverse(jnp.where(jnp.isinf(smallest), 0, entry * smallest).astype(x.dtype), alpha)
+    # Not of the smallest: those are the last that came, and each exchange would place its own below them, soon at 0.
+    stayed = a & b
+    mean = jnp.sum(jnp.where(stayed, jnp.abs(x), 0), dtype=jnp.float32) / jnp.maximum(jnp.sum(stayed), 1)
+    return psi_inverse((entry * mean).astype(x.dtype), alpha)
   return jax.tree.map(place, reparam.alphas(theta), old, new, theta, is_leaf=is_none)
 
 

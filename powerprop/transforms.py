@@ -17,7 +17,13 @@ Update = Callable[[Tree, Any, Tree], tuple[Tree, Any]]   # optax's: (gradients, 
 
 
 class Outermost(optax.GradientTransformationExtraArgs):
-  """A transformation whose updates nothing around it may change: what `sparsify` and `protect` give."""
+  """A transformation whose updates nothing around it may change: what `sparsify` and `protect` give. The type of its state has a
+  true `outermost`, by which it is found within other transformations too."""
+
+
+class Propagation(optax.GradientTransformationExtraArgs):
+  """What the wrappers below give; `reparam` is the one that they were given."""
+  reparam: Reparam
 
 
 def target_propagation(inner: optax.GradientTransformation, reparam: Reparam) -> optax.GradientTransformationExtraArgs:
@@ -88,20 +94,31 @@ def find_states(opt_state: Any, kind: type, what: str) -> list[Any]:
   return walk(opt_state)
 
 
+def holds_outermost(state: Any) -> bool:
+  """Is there the state of a `sparsify` or `protect` in it, at any depth?"""
+  def marked(x: Any) -> bool:
+    return getattr(x, 'outermost', False) is True
+  return any(marked(x) for x in jax.tree.leaves(state, is_leaf=marked))
+
+
 def _wrap(inner: optax.GradientTransformation, reparam: Reparam, seen: Callable[[Tree], Tree],
           step: Callable[[Update, Tree, Any, Tree], tuple[Tree, Any]]) -> optax.GradientTransformationExtraArgs:
   """What the two share: checks, extra arguments, float32 inside and the caller's dtype outside. `inner` begins at seen(φ)."""
   if not isinstance(reparam, Reparam) or not hasattr(inner, 'update'):
     raise ValueError(f'an optax transformation and a Reparam are wanted, in this order; got {type(inner).__name__} and '
                      f'{type(reparam).__name__}.')
+  wrong = ('what sparsify or protect makes stands outermost: sparsify(target_propagation(inner, reparam), updater, reparam), '
+           'protect(target_propagation(inner, reparam)).')
   if isinstance(inner, Outermost):
-    raise ValueError('what sparsify or protect makes stands outermost: sparsify(target_propagation(inner, reparam), updater, '
-                     'reparam), protect(target_propagation(inner, reparam)).')
+    raise ValueError(wrong)
   inner = optax.with_extra_args_support(inner)
 
   def init(params: Tree) -> Any:
     # Empty trees are optax's own: groups of `partition` without parameters, placeholders of `optax.tree.map_params`.
-    return inner.init(seen(_promote(params)) if jax.tree.leaves(params) else params)
+    state = inner.init(seen(_promote(params)) if jax.tree.leaves(params) else params)
+    if holds_outermost(state):   # in a chain, MultiSteps, inject_hyperparams
+      raise ValueError(wrong)
+    return state
 
   # optax hands `params` over by keyword as well.
   def update(updates: Tree, state: Any, params: Tree = None, **extra_args: Any) -> tuple[Tree, Any]:
@@ -116,7 +133,9 @@ def _wrap(inner: optax.GradientTransformation, reparam: Reparam, seen: Callable[
     u, state = step(functools.partial(inner.update, **extra_args), _promote(updates), state, _promote(params))
     return _cast(u, updates), state
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  made = Propagation(init, update)
+  made.reparam = reparam
+  return made
 
 
 def _times_slope(reparam: Reparam, phi: Tree, v: Tree) -> Tree:

@@ -176,7 +176,7 @@ DEFAULTS = {
   'continual.reinitialise': 'fresh', 'continual.rest': 'frozen',
   'continual.fisher_images': 500, 'continual.ewc_decay': 1.0, 'continual.damping': 1e-3,
   'continual.memory_images': 1000,
-  'sparse.phase_share': 0.1, 'sparse.rescale': False, 'sparse.entry': 0.5, 'sparse.backward_factor': 2.0, 'sparse.decay': 1e-4}
+  'sparse.phase_share': 0.1, 'sparse.rescale': False, 'sparse.entry': 0.3, 'sparse.backward_factor': 2.0, 'sparse.decay': 1e-4}
 THREE = {'steps': 15_000, 'sweep.seed': (0, 1, 2)}
 BIASES = THREE | {'sweep.alpha': (2, 4), 'sweep.biases': ('plain', 'reparameterised'), 'report': ('compare',)}
 RATES = (0.03, 0.1, 0.3, 0.6, 1.0)
@@ -262,7 +262,7 @@ def changes(which):
     return changes(('mnist_sparse', which[1])) | (one if tuning else more) | {'model': 'lenet_5', 'steps': 4_500}
   if which[0] == 'mnist_entry':
     return changes(('mnist_sparse', 'rigl')) | {'sweep.alpha': (2,), 'alpha_rates': mnist_sparse.RATES['rigl'][1:],
-                                                'sparse.entry': {'zero': 0.0, 'half': 0.5, 'whole': 1.0}[which[1]]}
+                                                'sparse.entry': {'zero': 0.0, 'hundredth': 0.01, 'tenth': 0.1, 'third': 0.3}[which[1]]}
   if which[0] == 'mnist_penalty':
     penalties = {'soft_threshold': tuple(3e-4 * (1000 / 3) ** (i / 11) for i in range(12)),
                  'hard_concrete': tuple(1e-6 * 1000 ** (i / 11) for i in range(12)),

@@ -125,6 +125,13 @@ def branches(jaxpr):
         yield from branches(parameter.jaxpr)
 
 
+def test_nothing_is_nothing_also_where_a_hash_is_the_largest_integer(monkeypatch):
+  """Of the first 2³¹ entries that is number 428,789,825, too large for a test; and it has to tie: a NaN of all ones."""
+  assert next(hashes(1, 428_789_825)) == 2 ** 31 - 1
+  monkeypatch.setattr(masks, '_hashes', lambda shapes: [jnp.full(shape, 2 ** 31 - 1, jnp.int32) for shape in shapes])
+  assert not masks.top_k(jnp.full(6, 0x7fffffff, jnp.int32).view(jnp.float32), 0).any()
+
+
 def test_tie_work_is_a_branch():
   (found,) = branches(jax.make_jaxpr(masks.top_k)(normal((6, 5)), 4).jaxpr)
   plain, ties = sorted(found, key=len)

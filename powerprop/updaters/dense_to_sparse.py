@@ -9,7 +9,7 @@ from jax import lax
 
 from powerprop.distributions import Distribution, Sparsity, erk, globally, make_counts, uniform
 from powerprop.reparam import Tree
-from powerprop.schedules import check_steps, cosine, cubic, due
+from powerprop.schedules import check_steps, cosine, cubic, due, is_integer
 from powerprop.sparse import Masks, SparsityUpdater
 from powerprop.updaters.common import budget, check_share, everything, exchange, need_key, select, sizes, targets, under
 from powerprop.updaters.fixed import random_masks
@@ -56,15 +56,24 @@ def gradual(sparsity: Sparsity, start_step: int, end_step: int, every_steps: int
 def one_shot(sparsity: Sparsity, step: int, distribution: Distribution = uniform, dense: Sequence[str] = ()) -> SparsityUpdater:
   """Dense until `step` updates are applied, then the largest |θ| for good: `gradual` of one update.
 
-  Args: as for `gradual`.
+    m = 1 for n < step;   at n = step: m ← top(|θ|, k_l), and it stays
+
+  Cost: dense until then, sparse from then on; one threshold a layer. Drop score: |θ|; grow score: none.
+
+  Args: as for `gradual`; `step` in applied updates, at least 1.
+  Raises: ValueError for another step.
   Source: Han et al. 2015 (arXiv:1506.02626), without its iterations.
   """
+  if not is_integer(step) or step < 1:
+    raise ValueError(f'step must be an integer of at least 1, got {step!r}.')
   return gradual(sparsity, step, step, 1, distribution, dense)
 
 
 def straight_through(sparsity: Sparsity, distribution: Distribution = uniform, dense: Sequence[str] = (),
                      every_steps: int = 1) -> SparsityUpdater:
   """Straight-through estimator: the network sees the largest |θ|, and the gradient at them moves all weights.
+
+    m ← top(|θ|, k_l) every so often;   u ← inner(∂L/∂θ at θ ∘ m), applied to every weight
 
   Cost: sparse forward, dense backward; a threshold a layer every `every_steps`. Drop score: |θ|; grow score: |θ|.
 
@@ -161,9 +170,9 @@ def ac_dc(sparsity: Sparsity, warmup_steps: int, compressed_steps: int, decompre
   """
   for name, value in (('warmup_steps', warmup_steps), ('compressed_steps', compressed_steps),
                       ('decompressed_steps', decompressed_steps)):
-    if type(value) is not int or value < 1:
+    if not is_integer(value) or value < 1:
       raise ValueError(f'{name} must be an integer of at least 1, got {value!r}.')
-  if type(end_step) is not int or end_step < warmup_steps:
+  if not is_integer(end_step) or end_step < warmup_steps:
     raise ValueError(f'end_step must be an integer of at least warmup_steps={warmup_steps}, got {end_step!r}.')
 
   def phase(step: Any) -> Any:

@@ -15,12 +15,15 @@ from powerprop.updaters.common import budget, need_key, random_scores, select
 def static(sparsity: Sparsity, distribution: Distribution = erk, dense: Sequence[str] = ()) -> SparsityUpdater:
   """Static random sparsity: m drawn at initialisation, never changed. The floor that every other algorithm is to beat.
 
+    m ← random(k_l) of each layer at n = 0, and it stays
+
   Cost: that of the sparse network, forward and backward. Drop score: none; grow score: none.
 
   Args:
     sparsity: share of weights removed, or a mapping from patterns of leaf names to shares.
     distribution: `distributions.uniform`, `erk` or `globally`.
     dense: patterns of leaf names that are not pruned and not counted.
+  Source: 'Static' in Evci et al. 2020 (arXiv:1911.11134), section 4.
   """
   def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
     mask = random_masks(weights, sparsity, distribution, dense, need_key(key, 'static'))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from powerprop import masks as masks_lib
 from powerprop.distributions import Distribution, Sparsity, make_counts, uniform
 from powerprop.reparam import Tree
-from powerprop.schedules import check_steps, cosine
+from powerprop.schedules import check_exchanges, cosine
 from powerprop.sparse import Masks, SparsityUpdater
 from powerprop.updaters.common import check_share, need_key, random_scores, select, share_out, sum_counts, under
 from powerprop.updaters.fixed import random_masks
@@ -40,7 +40,7 @@ def snfs(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fractio
   Raises: ValueError for settings out of their range.
   Source: Dettmers & Zettlemoyer 2019 (arXiv:1907.04840), algorithm 2.
   """
-  check_steps(0, end_step, every_steps)
+  check_exchanges(end_step, every_steps)
   check_share('drop_fraction', drop_fraction)
   if not 0 <= momentum < 1:
     raise ValueError(f'momentum must lie in [0, 1), got {momentum!r}.')
@@ -84,7 +84,7 @@ def dsr(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fraction
   Raises: ValueError for settings out of their range.
   Source: Mostafa & Wang 2019 (arXiv:1902.05967), algorithm 1.
   """
-  check_steps(0, end_step, every_steps)
+  check_exchanges(end_step, every_steps)
   check_share('drop_fraction', drop_fraction)
 
   def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:

@@ -8,7 +8,7 @@ from jax import lax
 
 from powerprop.distributions import Distribution, Sparsity, erk, make_counts, uniform
 from powerprop.reparam import Tree
-from powerprop.schedules import check_steps, cosine
+from powerprop.schedules import check_exchanges, check_steps, cosine, is_integer
 from powerprop.sparse import Masks, SparsityUpdater
 from powerprop.updaters.common import budget, check_share, exchange, need_key, random_scores, select, under
 from powerprop.updaters.fixed import random_masks
@@ -40,8 +40,8 @@ def rigl(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fractio
   Raises: ValueError for shares and numbers of steps out of their range.
   Source: Evci et al. 2020 (arXiv:1911.11134), section 3.
   """
-  check_steps(0, end_step, every_steps)
-  if type(average_steps) is not int or not 1 <= average_steps <= every_steps:
+  check_exchanges(end_step, every_steps)
+  if not is_integer(average_steps) or not 1 <= average_steps <= every_steps:
     raise ValueError(f'average_steps must be an integer of at least 1 and at most every_steps={every_steps}, '
                      f'got {average_steps!r}.')
   plain = _exchange('rigl', lambda key, grads: grads, sparsity, end_step, every_steps, drop_fraction, distribution, dense)
@@ -51,6 +51,8 @@ def rigl(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fractio
 def set_(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fraction: float = 0.3,
          distribution: Distribution = erk, dense: Sequence[str] = ()) -> SparsityUpdater:
   """SET: every ΔT updates drop the live weights of smallest |θ| and grow as many at random.
+
+    d_l and f(n) as for `rigl`;   m ← top(|θ|, k_l − d_l, m) ∪ random(d_l, the rest)
 
   Cost: that of the sparse network. Drop score: |θ|; grow score: random. Differs from the paper: the drop fraction is annealed
   as in `rigl`, which the comparisons of the RigL paper do too, and drops the smallest magnitudes of both signs together.
@@ -64,7 +66,7 @@ def set_(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fractio
 def _exchange(name: str, grow: Grow, sparsity: Sparsity, end_step: int, every_steps: int, drop_fraction: float,
               distribution: Distribution, dense: Sequence[str]) -> SparsityUpdater:
   """Drop by |θ|, grow by a score, as many, in every layer or over all layers together."""
-  check_steps(0, end_step, every_steps)
+  check_exchanges(end_step, every_steps)
   check_share('drop_fraction', drop_fraction)
 
   def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
@@ -131,17 +133,20 @@ def top_kast(sparsity: Sparsity, backward_sparsity: Sparsity, every_steps: int =
   Raises: ValueError when B would be smaller than A.
   Source: Jayakumar et al. 2020 (arXiv:2106.03517), sections 2.1 to 2.3.
   """
-  check_steps(0, end_step or 1, every_steps)
+  check_steps(0, 1 if end_step is None else end_step, every_steps)
   if not decay >= 0:
     raise ValueError(f'decay must be at least 0, got {decay!r}.')
 
   def both(theta: Tree, explore: Any) -> Masks:
     inner, outer = (make_counts(theta, share, distribution) for share in (sparsity, backward_sparsity))
+    if isinstance(inner, int) != isinstance(outer, int):
+      raise ValueError('sparsity and backward_sparsity are both shares or both mappings where the distribution is globally; got '
+                       f'{sparsity} and {backward_sparsity}.')
     if any(a > b for a, b in zip(jax.tree.leaves(inner), jax.tree.leaves(outer), strict=True)):
       raise ValueError(f'backward_sparsity must not be larger than sparsity; got {backward_sparsity} and {sparsity}.')
     forward = select(theta, inner, isinstance(inner, int))
     wide = select(theta, outer, isinstance(outer, int))
-    # Equal magnitudes at either edge: what the network sees is always moved.
+    # B holds A as it is, by the same order and the same rule for ties; without exploration it is A.
     return Masks(forward, jax.tree.map(lambda f, b: f | (b & explore), forward, wide))
 
   def init(weights: Tree, key: jax.Array | None) -> tuple[Masks, Any]:
