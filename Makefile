@@ -18,11 +18,13 @@ too_old  := $(filter 2.% 3.0 3.1 3.2 3.3 3.4 3.5 3.6 3.7 3.8 3.9 3.10,$(version)
 venv     := .venv-$(version)$(if $(OLDEST),-oldest)
 
 .DEFAULT_GOAL := help
-.PHONY: help figure1 table1 test bench
+.PHONY: help install figure1 table1 test bench
 
 help:  ## this list
 	@sed -nE 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
 	@echo 'PYTHON=python3.12 chooses another Python, ARGS="..." is handed on to the program.'
+
+install: $(venv)/.installed-mnist  ## the virtual environment alone
 
 figure1: $(venv)/.installed-mnist  ## accuracy against sparsity on MNIST, quick; FULL=1: as in the paper; WORKDIR=runs/figure1
 	@$(venv)/bin/python -m experiments.main --config=$(config) --workdir=$(WORKDIR) $(ARGS)

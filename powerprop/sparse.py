@@ -61,15 +61,16 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
 
     u ← inner(g ∘ m_B);   φ ← φ + u ∘ m_B;   every so often: m ← updater(θ, g), φ ← φ ∘ m_F
 
-  It stands outermost: `sparsify(target_propagation(optax.adam(1e-3), reparam), updater, reparam)`. Only optax.MultiSteps,
+  It stands outermost: `sparsify(target_propagation(optax.adam(1e-3), reparam), updater, reparam)`; where α > 1 a
+  `target_propagation` or `backpropagation` inside is needed, since gradients are those at θ. Only optax.MultiSteps,
   apply_if_finite, inject_hyperparams and partition may stand around it; a chain that goes on after it is refused by `masked`,
   and the wrappers of `powerprop.transforms` refuse it. Before the first update the parameters may be dense: it is `masked` that
   the network sees, always.
 
   A weight that comes back starts at θ = −sign(g) · entry · (mean |θ| of those of its leaf that stayed live) where α > 1, with
   sign(0) = 1, and at 0 where α = 1. Differs from the papers of the algorithms, in which it starts at 0: for α > 1 that is a
-  critical point, and it would never move. Moments of the optimiser, and whatever else of its state has the shape of the parameters, begin anew, at 0,
-  for every weight whose backward mask has changed.
+  critical point, and it would never move. Moments of the optimiser, and whatever else of its state has the shape of the
+  parameters, begin anew, at 0, for every weight whose backward mask has changed.
 
   Args:
     inner: any optax transformation; it sees gradients that are 0 where the optimiser may change nothing.

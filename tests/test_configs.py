@@ -261,8 +261,9 @@ def changes(which):
     more = {'sweep.sparsity': (0.9, 0.98), 'prune.densities': (0.1, 0.02), 'alpha_rates': mnist_lenet5.RATES[algorithm]}
     return changes(('mnist_sparse', which[1])) | (one if tuning else more) | {'model': 'lenet_5', 'steps': 4_500}
   if which[0] == 'mnist_entry':
+    entries = {'zero': 0.0, 'hundredth': 0.01, 'tenth': 0.1, 'third': 0.3}
     return changes(('mnist_sparse', 'rigl')) | {'sweep.alpha': (2,), 'alpha_rates': mnist_sparse.RATES['rigl'][1:],
-                                                'sparse.entry': {'zero': 0.0, 'hundredth': 0.01, 'tenth': 0.1, 'third': 0.3}[which[1]]}
+                                                'sparse.entry': entries[which[1]]}
   if which[0] == 'mnist_penalty':
     penalties = {'soft_threshold': tuple(3e-4 * (1000 / 3) ** (i / 11) for i in range(12)),
                  'hard_concrete': tuple(1e-6 * 1000 ** (i / 11) for i in range(12)),

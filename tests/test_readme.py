@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -13,9 +15,9 @@ BLOCKS = re.findall(r'^```(\w+)\n(.*?)^```', TEXT, re.M | re.S)
 COMMANDS = [line.partition('#')[0].strip() for kind, block in BLOCKS if kind == 'sh' for line in block.splitlines()]
 
 
-def test_the_script_of_ones_own(capsys):
+def test_the_script_of_ones_own(capsys, tmp_path):
   scripts = [block for kind, block in BLOCKS if kind == 'python']
-  assert len(scripts) == 3
+  assert len(scripts) == 4
   scope: dict = {}
   exec(compile(scripts[0], 'README.md', 'exec'), scope)
   kept = {name: int((leaf['w'] != 0).sum()) for name, leaf in scope['pruned'].items()}
@@ -29,9 +31,13 @@ def test_the_script_of_ones_own(capsys):
   assert [(name, int(kept)) for name, _, kept in told] == [('RigL', total), ('Top-KAST', total), ('gradual', total)]
   assert min(float(accuracy) for _, accuracy, _ in told) > 0.9
 
+  exec(compile(scripts[2].replace('/tmp/my_run', str(tmp_path)), 'README.md', 'exec'), scope)   # its state, saved
+  assert jax.tree.structure(scope['saved']['opt_state']) == jax.tree.structure(scope['opt_state'])
+  jax.tree.map(np.testing.assert_array_equal, scope['saved'], {name: scope[name] for name in ('phi', 'opt_state')})
+
 
 def test_three_tasks_of_ones_own(capsys):
-  script = [block for kind, block in BLOCKS if kind == 'python'][2]
+  script = [block for kind, block in BLOCKS if kind == 'python'][3]
   exec(compile(script, 'README.md', 'exec'), {})
   told = capsys.readouterr().out
   found = re.findall(r'task (\d): accuracy (\d\.\d\d), unchanged: (\w+)', told)
