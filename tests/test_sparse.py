@@ -72,6 +72,11 @@ OPTIMIZERS = {
     'partition': lambda: optax.partition({'w': optax.adam(0.05), 'rest': optax.sgd(0.1)}, labels)}
 
 
+def every_rule(*always):
+  """All rules, most of them in tests marked slow: what they do is alike but for some."""
+  return [*always, *(pytest.param(rule, marks=pytest.mark.slow) for rule in RULES if rule not in always)]
+
+
 def labels(tree):
   return jax.tree.map(lambda x: 'w' if x.ndim > 1 else 'rest', tree)
 
@@ -385,7 +390,7 @@ def test_places_do_not_sink_from_exchange_to_exchange():
   assert np.asarray(places)[np.asarray(came) > 0].min() > 0.02
 
 
-@pytest.mark.parametrize('rule', ['top_kast', 'snfs', 'dsr'])
+@pytest.mark.parametrize('rule', every_rule('top_kast', 'snfs', 'dsr'))
 def test_alike_under_scan_vmap_and_sharding(rule):
   reparam = powerpropagation(2.0)
   tx = sparsify(target_propagation(optax.sgd(0.05, 0.9), reparam), RULES[rule](), reparam, KEY)
@@ -450,7 +455,7 @@ def test_every_seed_draws_masks_of_its_own():
   assert all((a != b).any() for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize('rule', ['gradual', 'rigl by mean gradients'])   # a key and means in its memory
+@pytest.mark.parametrize('rule', every_rule('gradual', 'rigl by mean gradients'))   # a key and means in its memory
 def test_saved_and_gone_on_with_to_the_last_bit(rule, tmp_path):
   reparam = powerpropagation(2.0)
   tx = sparsify(target_propagation(optax.adam(0.05), reparam), RULES[rule](), reparam, KEY)
