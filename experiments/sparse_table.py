@@ -16,6 +16,7 @@ from absl import flags
 from experiments import figures
 from experiments.algorithms import OWN_PARAMETERS
 from experiments.commands import run
+from experiments.differences import note
 from experiments.errors import UserError
 from experiments.results import (
   NET,
@@ -27,6 +28,7 @@ from experiments.results import (
   groups,
   markdown,
   percent,
+  read_config,
   read_run,
   share,
   summarise,
@@ -66,12 +68,19 @@ def main(argv: list[str]) -> None:
     raise UserError('none of these directories holds a finished run.')
   cells = read_cells(finished)
   out = Path(OUT.value)
-  write_atomic(out / 'table.md', text(cells))
+  told = text(cells) + differences(finished)
+  write_atomic(out / 'table.md', told)
   write_csv(out / 'cells.csv', rows_of(cells))
   paths = [out / 'table.md', out / 'cells.csv', *figures.save(figure(cells), out / 'figures' / 'algorithms')]
   for path in paths:
     print(f'wrote {path}')
-  print(text(cells))
+  print(told)
+
+
+def differences(workdirs: Sequence[Path]) -> str:
+  """A paragraph on settings that the runs do not share, or nothing."""
+  told = note(workdirs, [read_config(workdir) for workdir in workdirs])
+  return f'\n{told}\n' if told else ''
 
 
 def read_cells(workdirs: Sequence[Path]) -> dict[tuple[str, float, float], Cell]:

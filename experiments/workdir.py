@@ -98,7 +98,7 @@ def bind(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
         raise ValueError('not an object')
     except ValueError as error:
       raise UserError(f'{path} is damaged ({error}); it tells which config the directory belongs to.') from None
-    theirs, ours = _flat(old), _flat(json.loads(config_json(config)))
+    theirs, ours = flat(old), flat(json.loads(config_json(config)))
     for key in sorted((theirs.keys() | ours.keys()) - set(WITHOUT_EFFECT)):
       if theirs.get(key) != ours.get(key):
         raise UserError(f'--workdir={workdir} belongs to another config: config.{key} is {theirs.get(key)} there and '
@@ -106,11 +106,12 @@ def bind(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
   write_atomic(path, config_json(config))
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """The values of a config as it was read from JSON, by their dotted keys."""
+  found: dict[str, Any] = {}
   for key, value in tree.items():
-    flat.update(_flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value})
-  return flat
+    found.update(flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value})
+  return found
 
 
 def config_json(config: ml_collections.ConfigDict) -> str:

@@ -154,6 +154,15 @@ def test_files_and_what_is_left_out(runs, tmp_path, monkeypatch, capsys):
   assert (out / 'figures' / 'algorithms.png').stat().st_size > 5000
 
 
+def test_runs_of_other_settings_are_told_below_the_table(runs, tmp_path, monkeypatch, capsys):
+  config = json.loads((runs[0] / 'config.json').read_text())
+  (runs[0] / 'config.json').write_text(json.dumps(config | {'steps': 300}))
+  monkeypatch.setattr(sparse_table, 'OUT', type('Flag', (), {'value': str(tmp_path / 'out')}))
+  sparse_table.main(['sparse_table', *map(str, runs)])
+  last = (tmp_path / 'out' / 'table.md').read_text().splitlines()[-2:]
+  assert last == ['', 'note: runs differ in steps: 300 (rigl), 50,000 (dense).'] and last[1] in capsys.readouterr().out
+
+
 def test_mistakes(runs, tmp_path, monkeypatch):
   monkeypatch.setattr(sparse_table, 'OUT', type('Flag', (), {'value': str(tmp_path / 'out')}))
   with pytest.raises(UserError, match='--out and at least one workdir'):
