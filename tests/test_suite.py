@@ -1,4 +1,5 @@
 """The suite: every algorithm of a config in a process of its own, none twice, and a table at the end."""
+import json
 import pathlib
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from experiments import suite
 from experiments.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')   # how ml_collections reads a config
 CONFIG = """
 from configs import base
 
@@ -40,7 +42,51 @@ def test_a_suite(tmp_path):
   before = (tmp_path / 'runs' / 'static' / 'run.json').read_bytes()
   second = run(*flags)
   assert second.returncode == 0 and '1/2' not in second.stdout and table in second.stdout
+  assert second.stdout.startswith('already there: static\nalready there: gradual\n')
+  assert second.stdout.startswith('already there: static\nalready there: gradual\n')
   assert (tmp_path / 'runs' / 'static' / 'run.json').read_bytes() == before
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+  """(flags of the suite, flags after --) → main of it, in this process, on tmp_path."""
+  (tmp_path / 'small.py').write_text(CONFIG)
+
+  def main(own=(), handed_on=()):
+    values = {'CONFIG': str(tmp_path / 'small.py'), 'WORKDIR': str(tmp_path), 'TUNING': False, **dict(own)}
+    for name, value in values.items():
+      monkeypatch.setattr(suite, name, type('Flag', (), {'value': value}))
+    suite.main(['suite', *handed_on])
+  return main
+
+
+def ended(tmp_path, name, lacking=(), **change):
+  """A run of the small config as far as a suite looks at it."""
+  config = suite.config_of(f'{tmp_path}/small.py:{name}', []).to_dict() | change
+  (tmp_path / name).mkdir()
+  (tmp_path / name / 'config.json').write_text(json.dumps({key: value for key, value in config.items() if key not in lacking}))
+  (tmp_path / name / 'run.json').write_text('{}')
+
+
+@pytest.mark.parametrize('handed_on, key, values', [
+  (['--config.steps=3'], 'steps', '2 there and 3'),
+  (['--config.sweep.alpha=(1.0,)'], 'sweep.alpha', r'\[1.0, 2.0\] there and \[1.0\]')])
+def test_what_is_there_of_other_settings_is_refused(call, tmp_path, handed_on, key, values):
+  ended(tmp_path, 'gradual')   # the second; the first is not trained before that
+  with pytest.raises(UserError, match=f'--workdir={tmp_path}/gradual belongs to another config: config.{key} is {values} here'):
+    call(handed_on=handed_on)
+  assert not (tmp_path / 'static').exists()
+
+
+def test_an_older_run_lacks_keys_that_came_later(call, tmp_path, capsys):
+  """It is of the same settings as long as these keys have the values that the config gives them."""
+  for name in ('static_tuning', 'gradual_tuning'):
+    ended(tmp_path, name, lacking=['label_smoothing'], data_dir='elsewhere')
+  with pytest.raises(UserError, match=r'label_smoothing is None there and 0\.1 here'):
+    call({'TUNING': True}, ['--config.label_smoothing=0.1'])
+  capsys.readouterr()
+  call({'TUNING': True}, ['--config.label_smoothing=0.0', '--distributed'])
+  assert capsys.readouterr().out == 'already there: static_tuning\nalready there: gradual_tuning\n'
 
 
 def test_a_run_that_fails_is_named(tmp_path):
