@@ -33,7 +33,7 @@ def note(workdirs: Sequence[Path], configs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _names(runs: Sequence[str], most: bool) -> str:
-  return f'the other {len(runs)}' if most and len(runs) > NAMED else ' '.join(runs)
+  return f'the other {len(runs)}' if most and len(runs) > NAMED else ', '.join(runs)
 
 
 def _text(value: Any) -> str:
