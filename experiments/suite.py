@@ -8,7 +8,6 @@ settings is refused.
 """
 import importlib.util
 import pathlib
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.commands import run
+from experiments.commands import child, run
 from experiments.errors import UserError
 from experiments.results import read_config
 from experiments.workdir import check
@@ -47,12 +46,12 @@ def main(argv: list[str]) -> None:
     print(f'{i + 1}/{len(names)}: {name}{suffix}', flush=True)
     command = [sys.executable, '-m', 'experiments.main', f'--config={CONFIG.value}:{name}{suffix}', f'--workdir={places[name]}',
                *argv[1:]]
-    if (code := subprocess.run(command).returncode) != 0:
+    if (code := child(command)) != 0:
       raise UserError(f'{name}{suffix} ended with exit status {code}; the same command goes on with it.')
   if not TUNING.value:
     continual = read_config(places[names[0]]).get('protocol') == 'continual'
     side_by_side = 'experiments.continual.table' if continual else 'experiments.sparse_table'
-    subprocess.run([sys.executable, '-m', side_by_side, f'--out={workdir / "table"}', *map(str, places.values())], check=True)
+    sys.exit(child([sys.executable, '-m', side_by_side, f'--out={workdir / "table"}', *map(str, places.values())]))
 
 
 def config_of(file: str, overrides: Sequence[str]) -> Any:

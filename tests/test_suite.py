@@ -1,6 +1,8 @@
 """The suite: every algorithm of a config in a process of its own, none twice, and a table at the end."""
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -95,6 +97,41 @@ def test_a_run_that_fails_is_named(tmp_path):
   done = run(f'--config={config}', f'--workdir={tmp_path / "runs"}')
   assert done.returncode == 2
   assert done.stderr.splitlines()[-1] == 'error: gradul ended with exit status 2; the same command goes on with it.'
+
+
+CHILD = """
+import pathlib, signal, sys, time
+
+def stop(number, frame):
+  time.sleep(0.3)   # as a run that puts its things in order
+  pathlib.Path(sys.argv[1]).write_text(str(number))
+  sys.exit(3)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+print('ready', flush=True)
+time.sleep(60)
+"""
+PARENT = """
+import sys
+from absl import flags
+from experiments import commands
+commands.run(lambda argv: sys.exit(commands.child([sys.executable, *argv[1:]])), '', flags.FlagValues())
+"""
+
+
+@pytest.mark.parametrize('number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_is_handed_on_and_its_child_waited_for(tmp_path, number, status):
+  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:   # as under nohup; both would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+  (tmp_path / 'child.py').write_text(CHILD)
+  (tmp_path / 'parent.py').write_text(PARENT)
+  process = subprocess.Popen([sys.executable, tmp_path / 'parent.py', tmp_path / 'child.py', tmp_path / 'told'], text=True,
+                             env={**os.environ, 'PYTHONPATH': str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  assert process.stdout.readline() == 'ready\n'
+  process.send_signal(number)
+  _, err = process.communicate(timeout=60)
+  assert (process.returncode, err) == (status, '\nstopped; the same command goes on.\n')
+  assert (tmp_path / 'told').read_text() == str(int(number))
 
 
 def test_mistakes(tmp_path):
