@@ -3,8 +3,8 @@
   python -m experiments.suite --config=configs/mnist_sparse.py --workdir=runs/mnist_sparse
 
 Each algorithm is a run of experiments.main in a process and a workdir of its own, so a suite that was stopped goes on by the same
-command. --tuning runs those that choose learning rates. Everything after -- is handed on to each run. What is there of other
-settings is refused.
+command. --tuning runs those that choose learning rates, --only=gradual,rigl but some of the algorithms. Everything after -- is
+handed on to each run, as in `-- --config.steps=100`. What is there of other settings is refused.
 """
 import importlib.util
 import pathlib
@@ -27,13 +27,14 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Required. Directory of the workd
                               flag_values=FLAGS)
 TUNING = flags.DEFINE_bool('tuning', False, 'Run the choice of learning rates instead; draw no table.',
                            flag_values=FLAGS)
+ONLY = flags.DEFINE_list('only', [], 'Some of the ALGORITHMS, with commas between; without it all of them.', flag_values=FLAGS)
 
 
 def main(argv: list[str]) -> None:
   if not CONFIG.value or not WORKDIR.value:
     raise UserError('--config and --workdir are needed; see --help.')
   workdir, suffix = pathlib.Path(WORKDIR.value), '_tuning' if TUNING.value else ''
-  names = algorithms(CONFIG.value)
+  names = chosen(algorithms(CONFIG.value), ONLY.value)
   places = {name: workdir / f'{name}{suffix}' for name in names}
   ended = [name for name in names if (places[name] / 'run.json').exists()]
   for name in ended:   # before hours of the others
@@ -67,6 +68,10 @@ def config_of(file: str, overrides: Sequence[str]) -> Any:
 
 def algorithms(path: str) -> tuple[str, ...]:
   """The ALGORITHMS of a config's file. Raises: UserError where it has none."""
+  file, _, variant = path.partition(':')
+  if variant and not pathlib.Path(path).is_file():
+    raise UserError(f'--config={path} names a variant, and a suite runs one for each of the ALGORITHMS: say --config={file}, and '
+                    f'--only={variant} to run but that.')
   if not pathlib.Path(path).is_file():
     raise UserError(f'--config={path} is no file.')
   spec = importlib.util.spec_from_file_location('suite_config', path)
@@ -77,5 +82,17 @@ def algorithms(path: str) -> tuple[str, ...]:
   return tuple(module.ALGORITHMS)
 
 
+def chosen(known: Sequence[str], only: Sequence[str]) -> tuple[str, ...]:
+  """Those of `known` that are asked for, in its order; all where none is. Raises: UserError for others."""
+  for name in only:
+    if name not in known:
+      raise UserError(f'--only: {name!r} is none of the ALGORITHMS of {CONFIG.value}; these are {", ".join(known)}.')
+  return tuple(name for name in known if name in only or not only)
+
+
+def hint(flag: str) -> str:
+  return f'; flags of the runs go after --, as in `... -- --{flag}=VALUE`.' if flag.startswith('config.') else ''
+
+
 if __name__ == '__main__':
-  run(main, __doc__ or '', FLAGS)
+  run(main, __doc__ or '', FLAGS, hint)

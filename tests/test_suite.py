@@ -55,7 +55,7 @@ def call(tmp_path, monkeypatch):
   (tmp_path / 'small.py').write_text(CONFIG)
 
   def main(own=(), handed_on=()):
-    values = {'CONFIG': str(tmp_path / 'small.py'), 'WORKDIR': str(tmp_path), 'TUNING': False, **dict(own)}
+    values = {'CONFIG': str(tmp_path / 'small.py'), 'WORKDIR': str(tmp_path), 'TUNING': False, 'ONLY': [], **dict(own)}
     for name, value in values.items():
       monkeypatch.setattr(suite, name, type('Flag', (), {'value': value}))
     suite.main(['suite', *handed_on])
@@ -89,6 +89,15 @@ def test_an_older_run_lacks_keys_that_came_later(call, tmp_path, capsys):
   capsys.readouterr()
   call({'TUNING': True}, ['--config.label_smoothing=0.0', '--distributed'])
   assert capsys.readouterr().out == 'already there: static_tuning\nalready there: gradual_tuning\n'
+
+
+def test_only_some(call, tmp_path, capsys):
+  for name in ('static_tuning', 'gradual_tuning'):
+    ended(tmp_path, name)
+  call({'TUNING': True, 'ONLY': ['gradual']})
+  assert capsys.readouterr().out == 'already there: gradual_tuning\n'
+  with pytest.raises(UserError, match=r"--only: 'rigle' is none of the ALGORITHMS of \S+/small.py; these are static, gradual\.$"):
+    call({'ONLY': ['gradual', 'rigle']})
 
 
 def test_a_run_that_fails_is_named(tmp_path):
@@ -141,6 +150,8 @@ def test_mistakes(tmp_path):
     suite.algorithms(str(empty))
   with pytest.raises(UserError, match=r'missing.py is no file'):
     suite.algorithms(str(tmp_path / 'missing.py'))
+  with pytest.raises(UserError, match=r'empty.py:rigl names a variant, .*: say --config=\S+/empty.py, and --only=rigl to'):
+    suite.algorithms(f'{empty}:rigl')
   done = run()
   assert done.returncode == 2 and done.stderr.splitlines()[-1] == 'error: --config and --workdir are needed; see --help.'
 
@@ -149,5 +160,8 @@ def test_help_says_what_it_does_and_its_flags():
   done = run('--help')
   assert done.returncode == 0 and done.stdout.startswith('Runs every algorithm of a config')
   assert '--workdir: Required' in done.stdout
+  done = run('--config.steps=100')
+  assert done.returncode == 2 and done.stderr == (
+    "error: Unknown command line flag 'config.steps'; flags of the runs go after --, as in `... -- --config.steps=VALUE`.\n")
   done = run('--wrokdir=x')
   assert done.returncode == 2 and done.stderr == "error: Unknown command line flag 'wrokdir'. Did you mean: workdir ?\n"
