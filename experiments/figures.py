@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FormatStrFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, FuncFormatter, MaxNLocator, NullLocator
 
 from experiments.workdir import write_atomic
 
@@ -43,9 +43,16 @@ _IDENTITY: dict[str, Any] = {'color': '0.3', 'linestyle': ':', 'linewidth': 0.8}
 _ALL: dict[str, Any] = {'color': '0.5', 'linewidth': 0.9}
 _DIVERGED: dict[str, Any] = {'linestyle': '', 'marker': 'x', 'markersize': 4, 'markeredgewidth': 1.1}
 _PRUNED = '0.72'
+_ROW = 0.17   # inches from one name to the next below it: 7 points, and as much between them
 
 Styles = Mapping[str, Mapping[str, Any]]
-Dots = tuple[np.ndarray, np.ndarray]   # mean and standard deviation, [N] each
+
+
+class Dots(NamedTuple):
+  """Of N names: [N] arrays, NaN where there is nothing."""
+  mean: np.ndarray
+  sd: np.ndarray
+  hollow: np.ndarray   # bool: drawn so
 
 
 class Curve(NamedTuple):
@@ -164,7 +171,7 @@ def panels_figure(panels: Sequence[Panel], ordered: bool, note: str, x_axis: str
       ax.tick_params(labelbottom=True)
   first = axes[0, 0]
   if x_axis == 'kept':
-    _kept_axis(first, curves, (100, 50, 20, 10, 5, 2, 1) if columns == 1 else (100, 30, 10, 3, 1))
+    _kept_axis(first, curves, (100, 50, 20, 10, 5, 2, 1) if columns == 1 else (100, 30, 10, 3, 1), 2.7 / columns - 0.1)
     figure.supxlabel('Weights kept (%), sparser →', fontsize=8)
   else:
     rates = np.unique(np.concatenate([curve.x for curve in curves]))
@@ -190,32 +197,62 @@ def dots_figure(names: Sequence[str], panels: Sequence[tuple[str, Mapping[str, D
 
   Args:
     names: N of them, from top to bottom.
-    panels: title, and label → (mean, sd) of accuracies in %, [N] each; NaN where there is none.
+    panels: title, and dots of accuracies in % by label.
     note: title of the legend.
   """
-  figure = Figure(figsize=(WIDTH, 1.3 + 0.16 * len(names)), layout='constrained')   # 1.3 in: legend, titles, ticks and label
+  figure = Figure(figsize=(WIDTH, 1.3 + _ROW * len(names)), layout='constrained')
   axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
   styles = line_styles([label for label in panels[0][1]], ordered=False)
-  places = np.arange(len(names))[::-1]
   for ax, (title, groups) in zip(axes, panels, strict=True):
-    errors = 100 - np.stack([mean for mean, _ in groups.values()])
-    ax.hlines(places, np.nanmin(errors, axis=0), np.nanmax(errors, axis=0), color='0.75', linewidth=0.8)
-    for offset, (label, (_, sd)), error in zip(np.linspace(0.13, -0.13, len(groups)), groups.items(), errors, strict=True):
-      sd = np.nan_to_num(sd)
-      bars = np.stack([np.minimum(sd, 0.9 * error), sd])   # a logarithm has no 0
-      ax.errorbar(error, places + offset, xerr=bars, **{**styles[label], 'linestyle': '', 'elinewidth': 0.8})
-    ax.set_xscale('log')
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
-    ax.xaxis.set_minor_locator(NullLocator())
-    sds = np.nan_to_num(np.stack([sd for _, sd in groups.values()]))
-    least = np.nanmin(errors)
-    ax.set_xlim(0.95 * max(np.nanmin(errors - sds), 0.5 * least), min(1.1 * np.nanmax(errors + sds), 100))
+    _draw_dots(ax, groups, styles)
     ax.set_title(title)
-  axes[0].set_yticks(places, names)
+  axes[0].set_yticks(np.arange(len(names))[::-1], names)
+  axes[0].set_ylim(-0.5, len(names) - 0.5)   # half a row on either side: no dot is cut off
   figure.supxlabel('Test error (%)', fontsize=8)
   legend(figure, {label: {**style, 'linestyle': ''} for label, style in styles.items()}, note)
+  # Legend, titles and labels have taken what they need: a row is as high in every figure.
+  figure.draw_without_rendering()
+  figure.set_figheight(figure.get_figheight() + _ROW * len(names) - axes[0].get_window_extent().height / figure.dpi)
   return figure
+
+
+def _draw_dots(ax: Axes, groups: Mapping[str, Dots], styles: Styles) -> None:
+  places = np.arange(len(next(iter(groups.values())).mean))[::-1]
+  errors, sds = (np.stack(x) for x in zip(*((100 - dots.mean, np.nan_to_num(dots.sd)) for dots in groups.values()), strict=True))
+  known = np.isfinite(errors)
+  ax.hlines(places, np.where(known, errors, np.inf).min(axis=0), np.where(known, errors, -np.inf).max(axis=0),
+            color='0.75', linewidth=0.8)
+  for row, (offset, (label, dots)) in enumerate(zip(np.linspace(0.13, -0.13, len(groups)), groups.items(), strict=True)):
+    bars = np.stack([np.minimum(sds[row], 0.9 * errors[row]), sds[row]])   # a logarithm has no 0
+    for which, face in ((~dots.hollow, styles[label]['color']), (dots.hollow, 'white')):
+      if (which & known[row]).any():
+        ax.errorbar(errors[row, which], places[which] + offset, xerr=bars[:, which],
+                    **{**styles[label], 'linestyle': '', 'elinewidth': 0.8, 'markerfacecolor': face, 'markeredgewidth': 0.7})
+  ax.set_xscale('log')
+  low, high = 1.0, 100.0
+  if known.any():
+    low = 0.95 * max((errors - sds)[known].min(), 0.5 * errors[known].min())
+    high = min(1.1 * (errors + sds)[known].max(), 103)   # no error is above 100
+  ax.set_xlim(low, high)
+  ax.xaxis.set_major_locator(FixedLocator(_log_ticks(low, high, 0.9)))
+  ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+  ax.xaxis.set_minor_locator(NullLocator())
+
+
+def _log_ticks(low: float, high: float, inches: float, most: int = 4) -> list[float]:
+  """Round numbers from `low` to `high`, at most so many, whose labels do not touch on a logarithmic axis of that width."""
+  tens = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+  series: list[Any] = [np.unique(np.outer(tens, steps)) for steps in ((1, 2, 5), (1, 3), (1,))]
+  series.append(MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
+  inside = [[float(f'{x:.6g}') for x in ticks if low <= x <= high] for ticks in series]
+  return max((ticks for ticks in inside if len(ticks) <= most and _apart(ticks, low, high, inches)), key=len, default=[])
+
+
+def _apart(ticks: Sequence[float], low: float, high: float, inches: float) -> bool:
+  """Do the labels of these ticks leave gaps between them on a logarithmic axis of so many inches?"""
+  places = np.log(sorted(ticks)) / abs(np.log(high / low)) * inches
+  widths = np.array([0.06 * len(f'{tick:g}') for tick in sorted(ticks)])   # inches of a digit of 7 points
+  return bool((np.diff(places) > (widths[1:] + widths[:-1]) / 2 + 0.05).all())
 
 
 @matplotlib.style.context(STYLE)
@@ -288,13 +325,16 @@ def _draw(ax: Axes, curves: Sequence[Curve], styles: Styles) -> None:
               color=styles[curve.label]['color'], zorder=3, **_DIVERGED)
 
 
-def _kept_axis(ax: Axes, curves: Sequence[Curve], ticks: Sequence[float]) -> None:
+def _kept_axis(ax: Axes, curves: Sequence[Curve], ticks: Sequence[float], inches: float = 2.6) -> None:
+  """`inches`: the width of the axis, which all of the ticks need not have room in."""
   x = np.concatenate([curve.x for curve in curves])
   left, right = x.max() * 1.12, x.min() / 1.12
   ax.set_xscale('log')
   ax.set_xlim(left, right)
   finer = [tick / 100 for tick in ticks]  # for networks pruned below 1 %
-  ax.xaxis.set_major_locator(FixedLocator([tick for tick in (*ticks, *finer[1:]) if right <= tick <= left]))
+  choices = [[tick for tick in (*some, *few) if right <= tick <= left]
+             for some, few in ((ticks, finer[1:]), ((100, 10, 1), (0.1, 0.01)), ((100, 1), (0.01,)))]
+  ax.xaxis.set_major_locator(FixedLocator(next((some for some in choices if _apart(some, left, right, inches)), choices[-1])))
   ax.xaxis.set_minor_locator(NullLocator())
   ax.xaxis.set_major_formatter(FormatStrFormatter('%g'))
 
@@ -339,6 +379,7 @@ def legend(figure: Figure, styles: Styles, note: str) -> None:
     handles = [Line2D([], [], **style) for _, style in order]
     labels = [textwrap.fill(label, 44) for label, _ in order]
     made = figure.legend(handles, labels, loc='outside upper center', ncols=columns, title=note or None)
+    made.get_title().set_multialignment('center')
     box = made.get_window_extent()
     if columns == 1 or box.width <= 0.98 * figure.bbox.width:
       # Beyond a title and two rows it makes the figure taller, rather than the axes lower.

@@ -26,6 +26,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from experiments import commands
 from experiments.errors import UserError
 
 HELP = frozenset({'--help', '-help', '--helpfull', '-helpfull', '--helpshort', '-helpshort', '-?', '--?'})
@@ -155,7 +156,8 @@ def one_line_warnings(message, category, filename, lineno, file=None, line=None)
 
 
 def guarded(argv: list[str]) -> None:
-  """`main`, with one line for a mistake of the user's, and for the end of another process of the job."""
+  """`main`, with one line for a mistake of the user's, for a signal to end, and for the end of another process of the job."""
+  commands.obey()
   try:
     main(argv)
   except UserError as error:
@@ -166,9 +168,15 @@ def guarded(argv: list[str]) -> None:
       raise
     leave(f'process {jax.process_index()} cannot go on: {str(error).strip().splitlines()[0]} Where another process of the job '
           'has ended, start all of them again by the same command: they go on from the last checkpoint.', 1)
-  except KeyboardInterrupt:
-    print('\nstopped; the same command goes on from the last checkpoint.', file=sys.stderr)
-    sys.exit(130)
+  except KeyboardInterrupt as stop:
+    commands.end(stop, stopped(pathlib.Path(str(WORKDIR.value))))
+
+
+def stopped(workdir: pathlib.Path) -> str:
+  """What a run that is stopped now comes to, by the checkpoints of it, or of its rounds."""
+  if any(path.name.isdecimal() for path in (*workdir.glob('checkpoints/*'), *workdir.glob('*/checkpoints/*'))):
+    return 'stopped; the same command goes on from the last checkpoint.'
+  return 'stopped before its first checkpoint; the same command begins anew.'
 
 
 def leave(message: str, code: int) -> NoReturn:

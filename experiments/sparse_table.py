@@ -16,6 +16,7 @@ from absl import flags
 from experiments import figures
 from experiments.algorithms import OWN_PARAMETERS
 from experiments.commands import run
+from experiments.differences import note
 from experiments.errors import UserError
 from experiments.results import (
   NET,
@@ -27,6 +28,7 @@ from experiments.results import (
   groups,
   markdown,
   percent,
+  read_config,
   read_run,
   share,
   summarise,
@@ -66,12 +68,19 @@ def main(argv: list[str]) -> None:
     raise UserError('none of these directories holds a finished run.')
   cells = read_cells(finished)
   out = Path(OUT.value)
-  write_atomic(out / 'table.md', text(cells))
+  told = text(cells) + differences(finished)
+  write_atomic(out / 'table.md', told)
   write_csv(out / 'cells.csv', rows_of(cells))
   paths = [out / 'table.md', out / 'cells.csv', *figures.save(figure(cells), out / 'figures' / 'algorithms')]
   for path in paths:
     print(f'wrote {path}')
-  print(text(cells))
+  print(told)
+
+
+def differences(workdirs: Sequence[Path]) -> str:
+  """A paragraph on settings that the runs do not share, or nothing."""
+  told = note(workdirs, [read_config(workdir) for workdir in workdirs])
+  return f'\n{told}\n' if told else ''
 
 
 def read_cells(workdirs: Sequence[Path]) -> dict[tuple[str, float, float], Cell]:
@@ -106,8 +115,9 @@ def nominal(row: Row) -> float:
 
 
 def nearest(rows: Sequence[Row], densities: Sequence[float]) -> dict[tuple[float], list[Row]]:
-  """For each density the networks whose mean density is nearest to it, by ratio: of each learning rate the nearest penalty, or
-  round, and of these the one with the best validation accuracy. What leaves nothing is out of the question."""
+  """For each density the networks of the learning rate and penalty, or round, that come near to it: of each rate the nearest by
+  ratio of mean densities, of those within a tenth of it the best on validation images; where none is, the nearest of all. What
+  leaves nothing is out of the question, and what diverged, unless all has."""
   def density(some: Sequence[Row]) -> float:
     return float(np.mean([row['kept'] / row['weights'] for row in some]))
 
@@ -115,8 +125,17 @@ def nearest(rows: Sequence[Row], densities: Sequence[float]) -> dict[tuple[float
     of_rates = [[some for some in groups(members, ['penalty', 'sparsity']).values() if density(some) > 0]
                 for members in groups(rows, ['learning_rate']).values()]
     near = [min(choices, key=lambda some: abs(np.log(density(some) / wanted))) for choices in of_rates if choices]
-    return max(near, key=validation_score)
+    near = [some for some in near if np.isfinite(validation_score(some))] or near
+    # Among unequal densities accuracy would only choose the denser.
+    if within := [some for some in near if alike(density(some), wanted)]:
+      return max(within, key=validation_score)
+    return min(near, key=lambda some: abs(np.log(density(some) / wanted)))
   return {(wanted,): best(wanted) for wanted in densities if any(row['kept'] for row in rows)}
+
+
+def alike(density: float, other: float) -> bool:
+  """Are two densities within a tenth of each other?"""
+  return max(density, other) <= 1.1 * min(density, other)
 
 
 def net_of(row: Row) -> tuple[Any, ...]:
@@ -135,10 +154,8 @@ def gains(cells: dict[tuple[str, float, float], Cell], algorithm: str, density: 
   have reached densities that are more than a tenth apart."""
   _, powers, _ = axes(cells)
   first, last = (cells.get((algorithm, alpha, density)) for alpha in (powers[0], powers[-1]))
-  if first and last:
-    low, high = sorted(density if cell.reached is None else cell.reached for cell in (first, last))
-    if high > 1.1 * low:
-      return summarise([])
+  if first and last and not alike(*(density if cell.reached is None else cell.reached for cell in (first, last))):
+    return summarise([])
   pairs = set(first.by_seed) & set(last.by_seed) if first and last else set()
   return summarise(last.by_seed[seed] - first.by_seed[seed] for seed in sorted(pairs)) if first and last else summarise([])
 
@@ -191,17 +208,28 @@ def rows_of(cells: dict[tuple[str, float, float], Cell]) -> list[Row]:
 
 
 def figure(cells: dict[tuple[str, float, float], Cell]) -> Any:
-  """Errors: a dot for each algorithm and power, at the second and at the last density."""
-  names, powers, densities = axes(cells)
-  shown = list(dict.fromkeys([densities[min(1, len(densities) - 1)], densities[-1]]))
+  """Errors: a dot for each algorithm and power, at two densities; hollow where the networks have reached another one."""
+  names, powers, _ = axes(cells)
 
-  def dots(density: float, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+  def dots(density: float, alpha: float) -> figures.Dots:
     found = [cells.get((name, alpha, density)) for name in names]
     nothing = summarise([])
     sums = [cell.accuracy if cell else nothing for cell in found]
-    return 100 * np.array([one.mean for one in sums]), 100 * np.array([one.sd for one in sums])
-  panels = [(f'{share(density)} kept', {f'α = {alpha:g}': dots(density, alpha) for alpha in powers}) for density in shown]
-  return figures.dots_figure([TITLES.get(name, name) for name in names], panels, f'mean ± sd, n = {networks(cells)}')
+    hollow = [bool(cell and cell.reached is not None and not alike(cell.reached, density)) for cell in found]
+    return figures.Dots(100 * np.array([one.mean for one in sums]), 100 * np.array([one.sd for one in sums]), np.array(hollow))
+  panels = [(f'{share(density)} kept', {f'α = {alpha:g}': dots(density, alpha) for alpha in powers}) for density in shown(cells)]
+  hollow = any(one.hollow.any() for _, found in panels for one in found.values())
+  note = f'mean ± sd, n = {networks(cells)}' + ('\nhollow: another density, see the table' if hollow else '')
+  return figures.dots_figure([TITLES.get(name, name) for name in names], panels, note)
+
+
+def shown(cells: dict[tuple[str, float, float], Cell]) -> list[float]:
+  """Two of the densities that all algorithms have, or else of those that most have: where there are more, the second, as little
+  happens at the first, and the last."""
+  algorithms = {density: {name for name, _, at in cells if at == density} for density in axes(cells)[2]}
+  most = max(map(len, algorithms.values()))
+  common = [density for density, names in algorithms.items() if len(names) == most]
+  return common if len(common) <= 2 else [common[1], common[-1]]
 
 
 if __name__ == '__main__':

@@ -90,27 +90,38 @@ def bind(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> None:
 
   Raises: UserError naming the first key that differs, those that change no result aside.
   """
+  check(workdir, config)
+  write_atomic(workdir / 'config.json', config_json(config))
+
+
+def check(workdir: pathlib.Path, config: ml_collections.ConfigDict, unless: ml_collections.ConfigDict | None = None) -> None:
+  """Raises UserError where the directory is bound to another config than this.
+
+  `unless`: a key that is lacking there, as the run is older than the key, is no difference where `config` has its value of this.
+  """
   path = workdir / 'config.json'
-  if path.exists():
-    try:
-      old = json.loads(path.read_bytes())
-      if not isinstance(old, dict):
-        raise ValueError('not an object')
-    except ValueError as error:
-      raise UserError(f'{path} is damaged ({error}); it tells which config the directory belongs to.') from None
-    theirs, ours = _flat(old), _flat(json.loads(config_json(config)))
-    for key in sorted((theirs.keys() | ours.keys()) - set(WITHOUT_EFFECT)):
-      if theirs.get(key) != ours.get(key):
-        raise UserError(f'--workdir={workdir} belongs to another config: config.{key} is {theirs.get(key)} there and '
-                        f'{ours.get(key)} here; choose another directory, or delete that one.')
-  write_atomic(path, config_json(config))
+  if not path.exists():
+    return
+  try:
+    old = json.loads(path.read_bytes())
+    if not isinstance(old, dict):
+      raise ValueError('not an object')
+  except ValueError as error:
+    raise UserError(f'{path} is damaged ({error}); it tells which config the directory belongs to.') from None
+  theirs, ours = flat(old), flat(json.loads(config_json(config)))
+  default = flat(json.loads(config_json(unless))) if unless is not None else {}
+  for key in sorted((theirs.keys() | ours.keys()) - set(WITHOUT_EFFECT)):
+    if theirs.get(key, default.get(key)) != ours.get(key):
+      raise UserError(f'--workdir={workdir} belongs to another config: config.{key} is {theirs.get(key)} there and '
+                      f'{ours.get(key)} here; choose another directory, or delete that one.')
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """The values of a config as it was read from JSON, by their dotted keys."""
+  found: dict[str, Any] = {}
   for key, value in tree.items():
-    flat.update(_flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value})
-  return flat
+    found.update(flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value})
+  return found
 
 
 def config_json(config: ml_collections.ConfigDict) -> str:

@@ -203,6 +203,10 @@ def test_runs_side_by_side(finished, tmp_path):
   with pytest.raises(UserError, match='a workdir is named twice'):
     table.write(tmp_path / 'table', [workdir, workdir])
   text = (other / 'config.json').read_text()
+  (other / 'config.json').write_text(json.dumps(json.loads(text) | {'momentum': 0.5}))
+  table.write(tmp_path / 'table', [workdir, other])
+  told = (tmp_path / 'table' / 'table.md').read_text().splitlines()
+  assert told[:-2] == lines and told[-2:] == ['', f'note: runs differ in momentum: 0.9 ({workdir.name}), 0.5 (other).']
   (other / 'config.json').write_text(text.replace('"tasks": 3', '"tasks": 4'))
   with pytest.raises(UserError, match=r'other has other tasks than .*: tasks is 4 and 3\.'):
     table.write(tmp_path / 'table', [workdir, other])

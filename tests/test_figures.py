@@ -1,5 +1,6 @@
 """Drawing, checked on what a Figure holds and on the written bytes. All curves here are made by formulas."""
 
+import itertools
 import xml.etree.ElementTree as ElementTree
 
 import matplotlib
@@ -249,11 +250,15 @@ def test_svg_is_xml_without_dates_and_png_has_200_dots_an_inch(tmp_path, all_fig
     assert svg.stat().st_size < 400_000, f'{name}: too large to commit'
 
 
+def dots(mean, sd=0.0, hollow=()):
+  return figures.Dots(np.array(mean), np.broadcast_to(sd, len(mean)), np.isin(np.arange(len(mean)), hollow))
+
+
 def test_dots_of_algorithms():
   """Names from top to bottom, a dot at each error, what is missing left out, all of the bars within logarithmic axes."""
   nan = float('nan')
-  dots = {'α = 1': (np.array([97.0, 90.0]), np.array([0.5, nan])), 'α = 2': (np.array([96.0, nan]), np.array([0.25, nan]))}
-  figure = figures.dots_figure(['RigL', 'SET'], [('10 % kept', dots), ('2 % kept', dots)], 'mean ± sd, n = 3')
+  two = {'α = 1': dots([97.0, 90.0], [0.5, nan]), 'α = 2': dots([96.0, nan], [0.25, nan])}
+  figure = figures.dots_figure(['RigL', 'SET'], [('10 % kept', two), ('2 % kept', two)], 'mean ± sd, n = 3')
   left, right = figure.axes
   assert [label.get_text() for label in left.get_yticklabels()] == ['RigL', 'SET'] and left.get_yticks().tolist() == [1, 0]
   assert (left.get_title(), right.get_title()) == ('10 % kept', '2 % kept')
@@ -263,12 +268,54 @@ def test_dots_of_algorithms():
     assert 2 <= ax.get_xlim()[0] <= 2.5 and 10 < ax.get_xlim()[1] <= 11.5 and ax.get_xscale() == 'log'
 
 
+def test_hollow_dots():
+  figure = figures.dots_figure(['RigL', 'STR'], [('', {'α = 1': dots([97.0, 90.0], hollow=[1])})], '')
+  faces = {float(line.get_xdata()[0]): line.get_markerfacecolor() for line in figure.axes[0].get_lines() if len(line.get_xdata())}
+  assert faces == {3.0: '#0072B2', 10.0: 'white'}
+
+
+@pytest.mark.parametrize('means', [[[97.0, np.nan], [96.0, np.nan]], [[np.nan, np.nan], [np.nan, 50.0]], [[np.nan] * 2] * 2])
+def test_names_and_panels_without_a_dot_can_be_drawn(tmp_path, means):
+  panels = [(title, {label: dots(mean) for label, mean in zip(('α = 1', 'α = 2'), means, strict=True)}) for title in 'ab']
+  figures.save(figures.dots_figure(['RigL', 'SET'], panels, ''), tmp_path / 'dots')   # warnings are errors
+
+
 @pytest.mark.parametrize('count', [1, 2, 20])
-def test_dots_have_room_however_few_or_many_they_are(tmp_path, count):
+@pytest.mark.parametrize('note', ['mean ± sd, n = 3', 'mean ± sd, n = 3\nhollow: another density, see the table'])
+def test_dots_have_the_same_room_however_few_or_many_they_are(tmp_path, count, note):
   means = np.linspace(90, 97, count)
-  panels = [(title, {label: (means, np.full(count, 0.1)) for label in ('α = 1', 'α = 2')}) for title in ('10 % kept', '2 % kept')]
-  figure = figures.dots_figure([f'algorithm {i}' for i in range(count)], panels, 'mean ± sd, n = 3')
+  panels = [(title, {label: dots(means, 0.1) for label in ('α = 1', 'α = 2')}) for title in ('10 % kept', '2 % kept')]
+  figure = figures.dots_figure([f'algorithm {i}' for i in range(count)], panels, note)
   figures.save(figure, tmp_path / 'dots')   # lays it out; warnings are errors
   for ax in figure.axes:
     box = ax.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
-    assert box.height > 0.12 * count and box.width > 0.6
+    assert box.height / count == pytest.approx(0.17, abs=0.01 / count) and box.width > 0.6
+    assert ax.get_ylim() == (-0.5, count - 0.5)
+
+
+def labels_apart(figure):
+  """Of each panel, whether there are 0.03 in, half a digit, between any two labels of its x axis."""
+  figure.draw_without_rendering()
+  found = []
+  for ax in figure.axes:
+    boxes = sorted((label.get_window_extent() for label in ax.get_xticklabels() if label.get_text()), key=lambda box: box.x0)
+    found.append(all(a.x1 + 0.03 * figure.dpi < b.x0 for a, b in itertools.pairwise(boxes)))
+  return found
+
+
+@pytest.mark.parametrize('low, high', [(1.6, 9.0), (1.0, 70.0), (2.0, 4.0), (2.1, 2.2), (3.0, 3.0), (0.3, 90.0), (20.0, 95.0)])
+def test_errors_have_two_to_four_ticks_that_do_not_touch(low, high):
+  panels = [(title, {'α = 1': dots([100 - low, 100 - high])}) for title in ('10 % kept', '2 % kept')]
+  figure = figures.dots_figure(['dense, pruned afterwards', 'RigL'], panels, '')
+  assert all(labels_apart(figure))
+  for ax in figure.axes:
+    ticks = ax.get_xticks()
+    assert 2 <= len(ticks) <= 4 and ax.get_xlim()[0] <= min(ticks) and max(ticks) <= ax.get_xlim()[1]
+
+
+@pytest.mark.parametrize('panels', [1, 2])
+@pytest.mark.parametrize('least', [0.02, 0.03, 0.2, 1.0])
+def test_shares_kept_have_ticks_that_do_not_touch(panels, least):
+  curve = FIVE[0]._replace(x=np.geomspace(least, 100, 20))
+  figure = figures.panels_figure([Panel(f'α = {i}', [curve]) for i in range(panels)], False, '', 'kept')
+  assert all(labels_apart(figure)) and len(figure.axes[0].get_xticks()) >= 3

@@ -187,6 +187,28 @@ def wait_for(condition, process, seconds=240):
     time.sleep(0.005)
 
 
+@pytest.mark.parametrize('made, told', [
+  ([], ' before its first checkpoint; the same command begins anew'), (['checkpoints'], ' before its first checkpoint; the same'),
+  (['checkpoints/5.orbax-checkpoint-tmp'], ' before its first checkpoint'), (['checkpoints/5'], '; the same command goes on'),
+  (['rewind/checkpoints', 'round_3/checkpoints/9000'], '; the same command goes on from the last checkpoint')])
+def test_what_a_stopped_run_comes_to(tmp_path, made, told):
+  for name in made:
+    (tmp_path / name).mkdir(parents=True)
+  assert main.stopped(tmp_path).startswith(f'stopped{told}')
+
+
+@pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_before_the_first_checkpoint(start, tmp_path, number, status):
+  if not has_mnist():
+    pytest.skip('no MNIST here: the extra [mnist], or POWERPROP_DATA')
+  run = start(['--config=configs/mnist_lenet.py:quick', '--config.checkpoint_epochs=1000', '--config.steps=1_000_000',
+               '--config.sweep.alpha=(2.0,)', '--config.sweep.seed=(0,)', f'--workdir={tmp_path / "run"}'])
+  wait_for((tmp_path / 'run' / 'metrics.jsonl').exists, run)
+  run.send_signal(number)
+  _, err = run.communicate(timeout=120)
+  assert (run.returncode, err) == (status, '\nstopped before its first checkpoint; the same command begins anew.\n')
+
+
 def has_mnist():
   try:
     datasets.load('mnist')

@@ -105,13 +105,44 @@ def with_densities(path, densities):
 
 
 def test_the_rate_of_a_knob_is_chosen_at_each_density(tmp_path):
-  """Of each rate the nearest penalty, and of these the better on validation: not the rate that is better over all penalties."""
-  rows = [own(0.99, 0.99, 0.9, 'soft_threshold', 1e-4, 0.1), own(0.70, 0.75, 0.11, 'soft_threshold', 1e-2, 0.1),
-          own(0.80, 0.82, 0.2, 'soft_threshold', 1e-4, 0.3), own(0.78, 0.80, 0.09, 'soft_threshold', 1e-3, 0.3),
-          own(0.77, made_runs.NAN, 0.1, 'soft_threshold', 1e-3, 0.5), own(0.9, 0.99, 0.0, 'soft_threshold', 1e-2, 0.7)]
+  """Of each rate the nearest penalty, and of those within a tenth the better on validation: neither the rate that is better over
+  all penalties, nor a denser network."""
+  rows = [own(0.99, 0.99, 0.9, 'soft_threshold', 1e-4, 0.1), own(0.70, 0.75, 0.1, 'soft_threshold', 1e-2, 0.1),
+          own(0.80, 0.82, 0.2, 'soft_threshold', 1e-4, 0.3), own(0.78, 0.80, 0.11, 'soft_threshold', 1e-3, 0.3),
+          own(0.79, 0.81, 0.112, 'soft_threshold', 1e-3, 0.4), own(0.77, made_runs.NAN, 0.1, 'soft_threshold', 1e-3, 0.5),
+          own(0.9, 0.99, 0.0, 'soft_threshold', 1e-2, 0.7)]
   cells = sparse_table.read_cells([with_densities(made(tmp_path / 'str', rows), [0.9, 0.1])])
   assert {key[2]: (cell.accuracy.mean, cell.reached, cell.rates) for key, cell in cells.items()} == {
-    0.9: (0.99, 0.9, [0.1]), 0.1: (0.78, 0.09, [0.3])}
+    0.9: (0.99, 0.9, [0.1]), 0.1: (0.78, 0.11, [0.3])}
+
+
+def test_where_nothing_is_near_the_nearest_is_shown_however_good_a_denser_one_is(tmp_path):
+  rows = [own(0.9, 0.9, 0.3, 'soft_threshold', 1e-3, 0.1), own(0.6, 0.6, 0.13, 'soft_threshold', 1e-3, 0.3),
+          own(0.95, made_runs.NAN, 0.12, 'soft_threshold', 1e-3, 0.5)]
+  cells = sparse_table.read_cells([with_densities(made(tmp_path / 'str', rows), [0.1])])
+  assert [(cell.accuracy.mean, cell.reached) for cell in cells.values()] == [(0.6, 0.13)]
+
+
+def test_dots_of_another_density_are_hollow(tmp_path):
+  rows = [own(0.9, 0.9, 0.105, 'soft_threshold', 1e-3, 0.1), own(0.8, 0.8, 0.2, 'soft_threshold', 1e-3, 0.1) | {'alpha': 2.0}]
+  cells = sparse_table.read_cells([with_densities(made(tmp_path / 'str', rows), [0.1])])
+  figure = sparse_table.figure(cells)
+  (ax,) = figure.axes
+  lines = [line for line in ax.get_lines() if line.get_marker() in ('o', 's')]
+  assert {round(float(line.get_xdata()[0])): line.get_markerfacecolor() for line in lines} == {10: '#0072B2', 20: 'white'}
+  assert figure.legends[0].get_title().get_text() == 'mean ± sd, n = 1\nhollow: another density, see the table'
+  del cells['soft_threshold', 2.0, 0.1]
+  assert sparse_table.figure(cells).legends[0].get_title().get_text() == 'mean ± sd, n = 1'
+
+
+@pytest.mark.parametrize('densities, expected', [
+  ({'set': (0.2, 0.1, 0.05, 0.02), 'rigl': (0.2, 0.1, 0.05, 0.02)}, [0.1, 0.02]),
+  ({'set': (0.2, 0.1, 0.02), 'rigl': (0.1, 0.05)}, [0.1]),   # what all have
+  ({'set': (0.2, 0.1), 'rigl': (0.1, 0.05), 'snip': (0.05, 0.02)}, [0.1, 0.05]),   # else what most have
+  ({'set': (0.3,)}, [0.3])])
+def test_panels_are_of_densities_that_the_algorithms_share(densities, expected):
+  cells = {(name, 1.0, density): None for name, some in densities.items() for density in some}
+  assert sparse_table.shown(cells) == expected
 
 
 @pytest.mark.parametrize('other, told', [(0.105, True), (0.112, False)])
@@ -152,6 +183,15 @@ def test_files_and_what_is_left_out(runs, tmp_path, monkeypatch, capsys):
   rows = list(csv.DictReader((out / 'cells.csv').read_text().splitlines()))
   assert len(rows) == 8 and rows[0] | {'algorithm': 'rigl', 'alpha': '1.0', 'density': '0.02', 'n': '2'} == rows[0]
   assert (out / 'figures' / 'algorithms.png').stat().st_size > 5000
+
+
+def test_runs_of_other_settings_are_told_below_the_table(runs, tmp_path, monkeypatch, capsys):
+  config = json.loads((runs[0] / 'config.json').read_text())
+  (runs[0] / 'config.json').write_text(json.dumps(config | {'steps': 300}))
+  monkeypatch.setattr(sparse_table, 'OUT', type('Flag', (), {'value': str(tmp_path / 'out')}))
+  sparse_table.main(['sparse_table', *map(str, runs)])
+  last = (tmp_path / 'out' / 'table.md').read_text().splitlines()[-2:]
+  assert last == ['', 'note: runs differ in steps: 300 (rigl), 50,000 (dense).'] and last[1] in capsys.readouterr().out
 
 
 def test_mistakes(runs, tmp_path, monkeypatch):

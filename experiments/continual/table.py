@@ -14,6 +14,7 @@ from absl import flags
 from experiments import figures
 from experiments.commands import run
 from experiments.continual import results
+from experiments.differences import note
 from experiments.errors import UserError
 from experiments.results import NET, Row, read_config, read_results, table
 from experiments.workdir import write_atomic
@@ -51,7 +52,8 @@ def write(out: Path, workdirs: Sequence[Path]) -> list[Path]:
       read_results, results.read_matrix, results.read_capacity, results.read_mask_overlap))
   shown = results.figures_of(matrix, capacity, overlap, f'{configs[0]["continual"]["tasks"]} tasks.')
   paths = [path for one in shown for path in figures.save(one.figure, out / 'figures' / one.stem)]
-  write_atomic(out / 'table.md', table(rows) + '\n')
+  differences = note(workdirs, configs)
+  write_atomic(out / 'table.md', table(rows) + '\n' + (f'\n{differences}\n' if differences else ''))
   return [*paths, out / 'table.md']
 
 
