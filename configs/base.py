@@ -1,4 +1,7 @@
 """Every key of an experiment, once: its default, unit and meaning. Other configs change values and add none."""
+import difflib
+from collections.abc import Sequence
+
 import ml_collections
 import numpy as np
 
@@ -129,6 +132,12 @@ def algorithm_of(config: str, variant: str, algorithms: tuple[str, ...]) -> tupl
   """Of a variant 'rigl' or 'rigl_tuning': the algorithm, and whether it is to choose a rate. Raises ValueError for others."""
   algorithm = variant.removesuffix('_tuning')
   if algorithm not in algorithms:
-    known = ', '.join(repr(name) for a in algorithms for name in (a, f'{a}_tuning'))
-    raise ValueError(f'{config} has the variants {known}, not {variant!r}.')
+    raise unknown(config, variant, [name for a in algorithms for name in (a, f'{a}_tuning')])
   return algorithm, variant != algorithm
+
+
+def unknown(config: str, variant: str, variants: Sequence[str]) -> ValueError:
+  """The error that names all variants, those first that may have been meant."""
+  close = difflib.get_close_matches(variant, variants, n=4)
+  known = ', '.join(map(repr, dict.fromkeys([*close, *variants])))
+  return ValueError(f'{config} has the variants {known}, not {variant!r}.')

@@ -34,7 +34,7 @@ STRENGTH_GRID = (0.1, 1.0, 10.0)   # times these
 def get_config(variant: str = 'ewc'):
   """`variant`: a method, or a method and '_tuning', '_hundred', '_left' or '_zero'."""
   if variant not in VARIANTS:
-    raise ValueError(f'permuted_mnist has the variants {", ".join(map(repr, VARIANTS))}, not {variant!r}.')
+    raise base.unknown('permuted_mnist', variant, VARIANTS)
   algorithm = next(a for a in sorted(ALGORITHMS, key=len, reverse=True) if variant == a or variant.startswith(f'{a}_'))
   config = method(settings(base.get_config()), algorithm, variant == f'{algorithm}_tuning')
   config.name = f'permuted_mnist_{variant}'

@@ -157,7 +157,6 @@ def one_line_warnings(message, category, filename, lineno, file=None, line=None)
 
 def guarded(argv: list[str]) -> None:
   """`main`, with one line for a mistake of the user's, for a signal to end, and for the end of another process of the job."""
-  commands.obey()
   try:
     main(argv)
   except UserError as error:
@@ -170,6 +169,12 @@ def guarded(argv: list[str]) -> None:
           'has ended, start all of them again by the same command: they go on from the last checkpoint.', 1)
   except KeyboardInterrupt as stop:
     commands.end(stop, stopped(pathlib.Path(str(WORKDIR.value))))
+
+
+def process(argv: list[str]) -> None:
+  """`guarded`, where the process is its own: SIGTERM then ends it as Ctrl-C does."""
+  commands.obey()
+  guarded(argv)
 
 
 def stopped(workdir: pathlib.Path) -> str:
@@ -195,4 +200,4 @@ if __name__ == '__main__':
   warnings.showwarning = one_line_warnings
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')   # XLA's notes on what it compiled are not the user's
   logging.set_verbosity(logging.WARNING)   # else absl passes on every library's notes
-  app.run(guarded, flags_parser=parse)
+  app.run(process, flags_parser=parse)

@@ -1,5 +1,4 @@
 """The photographs of a run: opened by its config, shared between hosts, and the odd ones among them counted and named."""
-import os
 import pathlib
 import warnings
 from typing import NamedTuple
@@ -9,6 +8,7 @@ import ml_collections
 import numpy as np
 
 from experiments.data import images
+from experiments.data.files import environment_root
 from experiments.errors import UserError
 from experiments.progress import say
 
@@ -24,10 +24,10 @@ class Loads(NamedTuple):
 
 def open_images(config: ml_collections.ConfigDict) -> Loads:
   """Raises DataError where there are none, or a set of another number of classes."""
-  stream, around = config.stream, os.environ.get('POWERPROP_DATA')
+  stream, around = config.stream, None if config.data_dir else environment_root()
   if not (config.data_dir or around):
     raise UserError(f'photographs are needed: --config.data_dir=DIRECTORY, or the folder {config.dataset} in $POWERPROP_DATA.')
-  root = pathlib.Path(config.data_dir or f'{around}/{config.dataset}')
+  root = around / config.dataset if around else pathlib.Path(config.data_dir)
   loads: list[images.Load] = []
   for split in ('train', 'validation'):
     source = images.open_source(root, split)

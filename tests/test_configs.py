@@ -55,6 +55,16 @@ def variants(name):
   return [(variant,) for variant in named]
 
 
+@pytest.mark.parametrize('name, variant, first', [
+  ('mnist_sparse', 'rigle', "'rigl', "), ('mnist_sparse', 'gradual_return', "'gradual_returns', "),
+  ('permuted_mnist', 'ewc_onlin', "'ewc_online', "), ('mnist_sparse', 'zzz', "'dense', 'dense_tuning', ")])
+def test_what_may_have_been_meant_comes_first_among_the_variants(name, variant, first):
+  with pytest.raises(ValueError, match=f"^{name} has the variants {first}.*, not '{variant}'") as error:
+    module_of(name).get_config(variant)
+  named = re.findall(r"'(\w+)'", str(error.value))
+  assert len(set(named)) == len(named) > 20   # the others, too
+
+
 ALL = [(name, *arguments) for name in NAMES for arguments in variants(name)]
 
 

@@ -11,7 +11,7 @@ import pytest
 from made_sets import as_idx, check, hide_all, make_small
 
 from experiments import data
-from experiments.data import mnist
+from experiments.data import cifar, mnist
 from experiments.errors import DataError, UserError
 
 REAL = os.environ.get('POWERPROP_DATA')
@@ -188,6 +188,16 @@ def test_environment_comes_before_the_package(small, tmp_path, monkeypatch):
   dataset = mnist.load_files(small.files)
   check(dataset, small)
   assert dataset.source == 'official IDX files in the folder tiny'
+
+
+def test_an_environment_that_names_no_directory_is_a_mistake(small, tmp_path, monkeypatch):
+  """Whatever other source has the set: the name was mistyped, or a disk is not there."""
+  install(small, monkeypatch, tmp_path / 'site')
+  monkeypatch.setenv('POWERPROP_DATA', str(tmp_path / 'nowhere'))
+  for load in (mnist.load_files, lambda files: cifar.load_files(cifar.CIFAR10)):
+    with pytest.raises(DataError, match=f'^POWERPROP_DATA names {tmp_path}/nowhere, which is not a directory'):
+      load(small.files)
+  check(mnist.load_files(small.files, str(small.write(tmp_path / 'given' / 'tiny'))), small)   # it is not asked then
 
 
 def test_environment_without_the_set_goes_on_to_the_package(small, tmp_path, monkeypatch):

@@ -299,6 +299,9 @@ def test_photographs_have_to_be_there(tree, tmp_path, monkeypatch):
   monkeypatch.delenv('POWERPROP_DATA', raising=False)
   with pytest.raises(UserError, match=r'photographs are needed: --config\.data_dir=DIRECTORY'):
     streamed.run(make_config(), tmp_path / 'run')
+  monkeypatch.setenv('POWERPROP_DATA', str(tmp_path / 'nowhere'))
+  with pytest.raises(UserError, match=f'POWERPROP_DATA names {tmp_path}/nowhere, which is not a directory'):
+    streamed.run(make_config(), tmp_path / 'run')
   with pytest.raises(UserError, match=r'config\.stream\.classes is 5, and there are 24 images of 3 classes'):
     streamed.run(make_config(**{'stream.classes': 5, 'data_dir': str(tree)}), tmp_path / 'run')
   with pytest.raises(UserError, match='must be at most the 20 images for training, got 24'):

@@ -47,7 +47,8 @@ def load(name: str, data_dir: str | None = None) -> Dataset:
       whereas POWERPROP_DATA may lack it: all sources give the same bytes, so going on changes no result.
   Raises:
     UserError: unknown name.
-    DataError: not found, or found and not the official set: wrong format, shape, count, label or checksum.
+    DataError: POWERPROP_DATA names no directory; or not found, or found and not the official set: wrong format, shape, count,
+      label or checksum.
   """
   if name not in DATASETS:
     raise UserError(f'unknown data set {name!r}; known: {", ".join(sorted(DATASETS))}')

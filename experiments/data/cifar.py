@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple, cast
 import numpy as np
 
 from experiments.data import Dataset
-from experiments.data.files import open_unpacked
+from experiments.data.files import environment_root, open_unpacked
 from experiments.data.tfds import read_tfds
 from experiments.errors import DataError
 
@@ -270,10 +270,10 @@ def load_files(files: Files, data_dir: str | None = None) -> Dataset:
 
 def _from_environment(files: Files) -> Dataset | str:
   """The set from the directory that POWERPROP_DATA names."""
-  root = os.environ.get('POWERPROP_DATA')
-  if not root:
+  root = environment_root()
+  if root is None:
     return 'the environment variable POWERPROP_DATA is not set'
-  return from_root(files, pathlib.Path(root).expanduser())
+  return from_root(files, root)
 
 
 def load_cifar10(data_dir: str | None = None) -> Dataset:

@@ -3,12 +3,25 @@
 import contextlib
 import gzip
 import os
+import pathlib
 import stat
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, cast
 
 from experiments.errors import DataError
+
+
+def environment_root() -> pathlib.Path | None:
+  """The directory that POWERPROP_DATA names; None where it is not set. Raises: DataError where there is no such directory, as one
+  that was mistyped would go unnoticed while another source has the set."""
+  named = os.environ.get('POWERPROP_DATA')
+  if not named:
+    return None
+  root = pathlib.Path(named).expanduser()
+  if not root.is_dir():
+    raise DataError(f'POWERPROP_DATA names {root}, which is not a directory; unset it to do without')
+  return root
 
 
 @contextlib.contextmanager

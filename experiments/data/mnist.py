@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from experiments.data import Dataset
+from experiments.data.files import environment_root
 from experiments.data.idx import read_idx
 from experiments.data.tfds import read_tfds
 from experiments.errors import DataError
@@ -174,10 +175,10 @@ def load_files(files: Files, data_dir: str | None = None) -> Dataset:
 
 def _from_environment(files: Files) -> Dataset | str:
   """The set from its folder in the directory that POWERPROP_DATA names."""
-  root = os.environ.get('POWERPROP_DATA')
-  if not root:
+  root = environment_root()
+  if root is None:
     return 'the environment variable POWERPROP_DATA is not set'
-  return from_folder(files, pathlib.Path(root).expanduser() / files.name)
+  return from_folder(files, root / files.name)
 
 
 def load_mnist(data_dir: str | None = None) -> Dataset:
