@@ -302,6 +302,7 @@ def changes(which):
 
 RATES_OF = {'mnist_sparse': mnist_sparse.RATES, 'cifar_sparse': cifar_sparse.RATES, 'cifar_resnet': cifar_resnet.RATES,
             'mnist_lenet5': mnist_lenet5.RATES, 'split_mnist': split_mnist.RATES,
+            'mnist_entry_rates': {name: rates[1:] for name, rates in mnist_sparse.RATES.items()},   # α = 2, with the new place
             '.': {'cifar_figure2': cifar_figure2.RATES}}
 STRENGTHS_OF = {'split_mnist': split_mnist.STRENGTHS}
 TUNINGS = [(folder, path) for folder in RATES_OF for path in sorted((FOLDER.parent / 'results' / folder).glob('*_tuning'))]
@@ -329,7 +330,8 @@ def test_rates_are_those_that_the_validation_images_chose(folder, path):
 def test_choices_of_rates_are_among_the_results():
   """All of the table on MNIST, and those of CIFAR-10 that were run."""
   assert {folder: len([1 for f, _ in TUNINGS if f == folder]) for folder in RATES_OF} == {
-    'mnist_sparse': 16, 'cifar_sparse': 4, 'cifar_resnet': 2, 'mnist_lenet5': 2, 'split_mnist': 10, '.': 1}
+    'mnist_sparse': 16, 'cifar_sparse': 4, 'cifar_resnet': 2, 'mnist_lenet5': 2, 'split_mnist': 10,
+    'mnist_entry_rates': 3, '.': 1}
 
 
 @pytest.mark.parametrize('which', [which for which in ALL if which[0] not in ('base', *STREAMED)], ids=':'.join)

@@ -260,7 +260,7 @@ def test_what_is_kept_of_the_past_in_bytes():
   expected = {'ewc': 2 * 4 * 102, 'synaptic_intelligence': 2 * 4 * 102, 'separate': 2 * 4 * 102, 'replay': 7 * 18,
               'joint': 3 * 24 * 18, 'efficient_packnet': 3 * 12, 'fine_tune': 0}
   for algorithm, size in expected.items():
-    p, s = make(algorithm)
+    p, s = make(algorithm, densities=(0.1, 0.5))
     s = s._replace(trained=s.trained._replace(net_state={'norm': {'average': np.zeros(5, np.float32)}}))
     if algorithm != 'separate':   # BatchNorm's averages are the network's own, of which a pull keeps no copy
       assert p.method.bytes_kept(p, s, 16) == size, algorithm
