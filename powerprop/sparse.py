@@ -68,9 +68,10 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
   the network sees, always.
 
   A weight that comes back starts at θ = −sign(g) · entry · (mean |θ| of those of its leaf that stayed live) where α > 1, with
-  sign(0) = 1, and at 0 where α = 1. Differs from the papers of the algorithms, in which it starts at 0: for α > 1 that is a
-  critical point, and it would never move. Moments of the optimiser, and whatever else of its state has the shape of the
-  parameters, begin anew, at 0, for every weight whose backward mask has changed.
+  sign(0) = 1, and at 0 where α = 1; where more come back than stayed, at less, by the ratio of their numbers. Differs from the
+  papers of the algorithms, in which it starts at 0: for α > 1 that is a critical point, and it would never move. Moments of the
+  optimiser, and whatever else of its state has the shape of the parameters, begin anew, at 0, for every weight whose backward
+  mask has changed.
 
   Args:
     inner: any optax transformation; it sees gradients that are 0 where the optimiser may change nothing.
@@ -279,9 +280,10 @@ def _places(reparam: Reparam, entry: float, old: Tree, new: Tree, theta: Tree) -
     if a is None or alpha == 1:
       return jnp.zeros([], jnp.result_type(x))
     # Not of the smallest: those are the last that came, and each exchange would place its own below them, soon at 0.
-    stayed = a & b
-    mean = jnp.sum(jnp.where(stayed, jnp.abs(x), 0), dtype=jnp.float32) / jnp.maximum(jnp.sum(stayed), 1)
-    return psi_inverse((entry * mean).astype(x.dtype), alpha)
+    # Nor more in all than that share of what stayed, where nearly all come back at once, as in AC/DC: networks diverged.
+    stayed, back = a & b, b & ~a
+    total = jnp.sum(jnp.where(stayed, jnp.abs(x), 0), dtype=jnp.float32)
+    return psi_inverse((entry * total / jnp.maximum(jnp.maximum(jnp.sum(stayed), jnp.sum(back)), 1)).astype(x.dtype), alpha)
   return jax.tree.map(place, reparam.alphas(theta), old, new, theta, is_leaf=is_none)
 
 

@@ -120,7 +120,8 @@ def change_masks(plain, new, grads):
   """New masks; weights that come back start against their gradient at a share of the mean |θ| that stayed, or at 0 for α = 1."""
   for name, theta in plain.theta().items():
     back = new[name] & ~plain.forward[name]
-    size = 0 if plain.alpha[name] == 1 else 0.3 * np.abs(theta[new[name] & ~back]).mean()
+    stayed = new[name] & ~back
+    size = 0 if plain.alpha[name] == 1 else 0.3 * np.abs(theta[stayed]).sum() / max(stayed.sum(), back.sum())
     place = -np.sign(grads[name]) * size
     plain.phi[name] = np.where(back, np.sign(place) * np.abs(place) ** (1 / plain.alpha[name]), plain.phi[name])
     plain.phi[name] = np.where(new[name], plain.phi[name], 0)
