@@ -46,7 +46,7 @@ def test_many_of_one_value_are_counted_and_runs_of_one_name_told_by_their_path()
 
 
 @pytest.mark.parametrize('folders, told', [
-  (('mnist_sparse', 'mnist_penalty/soft_threshold'), 'sparse.entry'), (('split_mnist',), None)])   # marked † in RESULTS.md
+  (('mnist_sparse', 'mnist_penalty/soft_threshold'), 'sparse.entry'), (('split_mnist',), None)])   # of no effect on the older
 def test_committed_tables_are_of_like_runs(folders, told):
   found = [path.parent for folder in folders for path in sorted((RESULTS / folder).rglob('config.json'))
            if not path.parent.name.endswith('_tuning')]
