@@ -25,7 +25,7 @@ VARIANTS = {f'{algorithm}{suffix}': (algorithm, alpha) for algorithm in ('dense'
 def get_config(variant: str = 'dense'):
   """`variant`: an algorithm, with '_powerprop' for α = 2."""
   if variant not in VARIANTS:
-    raise ValueError(f'imagenette has the variants {", ".join(map(repr, VARIANTS))}, not {variant!r}.')
+    raise base.unknown('imagenette', variant, tuple(VARIANTS))
   algorithm, alpha = VARIANTS[variant]
   config = imagenet.settings(base.get_config())
   config.name, config.dataset = f'imagenette_{variant}', 'imagenette'

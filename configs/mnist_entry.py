@@ -9,7 +9,7 @@ RigL as in mnist_sparse.py, at the rate chosen there. At 0 a weight never moves 
 
 12 networks each: four sparsities × 3 seeds. Results are in RESULTS.md, times in run.json beside them.
 """
-from configs import mnist_sparse
+from configs import base, mnist_sparse
 
 ENTRIES = {'zero': 0.0, 'hundredth': 0.01, 'tenth': 0.1, 'third': 0.3}
 
@@ -17,7 +17,7 @@ ENTRIES = {'zero': 0.0, 'hundredth': 0.01, 'tenth': 0.1, 'third': 0.3}
 def get_config(variant: str = 'third'):
   """`variant`: one of ENTRIES, where weights start."""
   if variant not in ENTRIES:
-    raise ValueError(f'mnist_entry has the variants {", ".join(map(repr, ENTRIES))}, not {variant!r}.')
+    raise base.unknown('mnist_entry', variant, tuple(ENTRIES))
   config = mnist_sparse.get_config('rigl')
   config.name = f'mnist_entry_{variant}'
   config.title = 'Where weights that are grown start'

@@ -12,7 +12,7 @@ training.
 
 12 networks each: α ∈ {1, 2} × two sparsities × 3 seeds. Results are in RESULTS.md, times in run.json beside them.
 """
-from configs import mnist_sparse
+from configs import base, mnist_sparse
 
 VARIANTS = {f'{algorithm}_{times}x': (algorithm, times) for algorithm in ('gradual', 'rigl') for times in (1, 2, 5)}
 
@@ -20,7 +20,7 @@ VARIANTS = {f'{algorithm}_{times}x': (algorithm, times) for algorithm in ('gradu
 def get_config(variant: str = 'gradual_2x'):
   """`variant`: algorithm and how many times as long, as 'rigl_5x'."""
   if variant not in VARIANTS:
-    raise ValueError(f'mnist_longer has the variants {", ".join(map(repr, VARIANTS))}, not {variant!r}.')
+    raise base.unknown('mnist_longer', variant, tuple(VARIANTS))
   algorithm, times = VARIANTS[variant]
   config = mnist_sparse.get_config(algorithm)
   config.name = f'mnist_longer_{variant}'

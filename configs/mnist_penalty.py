@@ -25,7 +25,7 @@ PENALTIES = {
 def get_config(variant: str = 'soft_threshold'):
   """`variant`: 'soft_threshold', 'hard_concrete' or 'square_difference'."""
   if variant not in PENALTIES:
-    raise ValueError(f'mnist_penalty has the variants {", ".join(map(repr, PENALTIES))}, not {variant!r}.')
+    raise base.unknown('mnist_penalty', variant, tuple(PENALTIES))
   config = mnist_sparse.settings(base.get_config())
   config.name = f'mnist_penalty_{variant}'
   config.title = 'Parameters of their own'

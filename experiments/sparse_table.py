@@ -121,15 +121,18 @@ def nearest(rows: Sequence[Row], densities: Sequence[float]) -> dict[tuple[float
   def density(some: Sequence[Row]) -> float:
     return float(np.mean([row['kept'] / row['weights'] for row in some]))
 
+  def distance(some: Sequence[Row], wanted: float) -> float:
+    return abs(float(np.log(density(some) / wanted)))
+
   def best(wanted: float) -> list[Row]:
     of_rates = [[some for some in groups(members, ['penalty', 'sparsity']).values() if density(some) > 0]
                 for members in groups(rows, ['learning_rate']).values()]
-    near = [min(choices, key=lambda some: abs(np.log(density(some) / wanted))) for choices in of_rates if choices]
+    near = [min(choices, key=lambda some: distance(some, wanted)) for choices in of_rates if choices]
     near = [some for some in near if np.isfinite(validation_score(some))] or near
     # Among unequal densities accuracy would only choose the denser.
     if within := [some for some in near if alike(density(some), wanted)]:
       return max(within, key=validation_score)
-    return min(near, key=lambda some: abs(np.log(density(some) / wanted)))
+    return min(near, key=lambda some: distance(some, wanted))
   return {(wanted,): best(wanted) for wanted in densities if any(row['kept'] for row in rows)}
 
 
