@@ -8,16 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments.convolution import NHWC, Conv2D, conv
 
 
 @pytest.mark.parametrize(('height', 'width', 'kernel', 'stride', 'padding'), [
   (8, 8, (3, 3), (1, 1), 'SAME'), (7, 8, (3, 3), (2, 2), 'SAME'), (8, 7, (1, 1), (2, 2), 'SAME'), (1, 1, (3, 3), (2, 2), 'SAME'),
-  (9, 8, (4, 3), (3, 2), 'VALID'), (10, 10, (5, 5), (2, 2), 'SAME')])
+  (9, 8, (4, 3), (3, 2), 'VALID'), (10, 10, (5, 5), (2, 2), 'SAME'), (9, 11, (2, 1), (3, 4), 'VALID')])
 def test_values_and_gradients_are_those_of_lax(height, width, kernel, stride, padding):
   rng = np.random.default_rng(0)
-  x, w = rng.normal(size=(2, height, width, 3)).astype(np.float32), rng.normal(size=(*kernel, 3, 4)).astype(np.float32)
+  x, w = rng.normal(size=(12, height, width, 3)).astype(np.float32), rng.normal(size=(*kernel, 3, 4)).astype(np.float32)
   lax_conv = functools.partial(jax.lax.conv_general_dilated, window_strides=stride, padding=padding,
                                dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
   @functools.partial(jax.jit, static_argnums=0)
@@ -28,7 +29,24 @@ def test_values_and_gradients_are_those_of_lax(height, width, kernel, stride, pa
   expected = value_and_gradients(lax_conv, x, w)
   found = value_and_gradients(functools.partial(conv, stride=stride, padding=padding), x, w)
   for own, other in zip(found, expected, strict=True):
-    np.testing.assert_allclose(own, other, atol=2e-4)   # sums of up to 100 products in float32, in another order
+    np.testing.assert_allclose(own, other, atol=1e-3)   # sums of up to 768 products in float32, in another order
+
+
+def test_sums_over_images_are_float32_for_bfloat16():
+  """Adding 1 to 256 in bfloat16 leaves 256."""
+  x, w = jnp.ones((1023, 1, 1, 1), jnp.bfloat16), jnp.ones((1, 1, 1, 1), jnp.bfloat16)   # an odd number: image after image
+  found = jax.grad(lambda w: jnp.sum(conv(x, w, (1, 1), 'SAME').astype(jnp.float32)))(w)
+  assert found.dtype == jnp.bfloat16 and float(found[0, 0, 0, 0]) == 1024
+
+
+def test_a_batch_that_is_spread_over_devices_stays_where_it_is():
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+  x, w = jax.random.normal(jax.random.key(0), (64, 6, 6, 2)), jax.random.normal(jax.random.key(1), (3, 3, 2, 4))
+  gradient = jax.jit(jax.grad(lambda w, x: jnp.sum(conv(x, w, (1, 1), 'SAME') ** 2)))
+  spread = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data'))), jax.device_put(w, NamedSharding(mesh, PartitionSpec()))
+  program = gradient.lower(spread[1], spread[0]).compile().as_text()
+  assert 'all-gather' not in program and 'all-reduce' in program
+  np.testing.assert_allclose(gradient(spread[1], spread[0]), gradient(w, x), rtol=1e-4, atol=1e-2)
 
 
 @pytest.mark.parametrize('with_bias', [False, True])
