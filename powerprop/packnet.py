@@ -9,6 +9,8 @@
     M_b ← ¬∨ M_i                                               task_masks.remember, free
     weights that are free begin anew at Ψ⁻¹(θ), θ ~ p(θ)       reinitialise
 
+`begin_task` and `end_task` are what comes before the training on a task and what comes after it, in two calls.
+
 The printed loop keeps the first mask that *fails*, scores it on "task T", and calls s a sparsity rate although TopK keeps
 ⌊s · dim⌋. Here the mask is the last that passed, scored on the current task, and s is a density. No number of tasks is asked for
 in advance.
@@ -21,13 +23,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from powerprop import masks
 from powerprop.masks import is_none
-from powerprop.protection import keep
+from powerprop.protection import keep, with_free
 from powerprop.reparam import Tree
-from powerprop.task_masks import Memory, free
+from powerprop.task_masks import Memory, capacity, check_room, free, remember, shared
 
 Choose = Callable[[Any], Tree]            # number of weights, or a tree of numbers → mask
 Evaluate = Callable[[Tree], jax.Array]    # mask → score on the held-out set, the higher the better, at least 0
@@ -226,6 +229,57 @@ def reinitialise(memory: Memory, phi: Tree, fresh: Tree, how: str = 'fresh') -> 
       return new
     return x if how == 'left' else jnp.zeros_like(x)
   return keep(free(memory, phi), jax.tree.map(start, phi, fresh, memory.bits), phi)
+
+
+# ---- a task's beginning and end --------------------------------------------------------------------------------------
+
+
+def begin_task(tx: optax.GradientTransformation, memory: Memory, phi: Tree) -> Any:
+  """State of an optimiser that begins anew, with the weights of all tasks that are remembered protected.
+
+      opt_state = packnet.begin_task(tx, memory, phi)
+
+  To be called outside jit: what it looks at are numbers.
+
+  Args:
+    tx: with one `protect` in it.
+    memory, phi: as the task before has left them.
+  Raises: ValueError where there is no room for another task (`task_masks.check_room`).
+  """
+  check_room(capacity(memory, phi))
+  return with_free(tx.init(phi), free(memory, phi))
+
+
+class Ended(NamedTuple):
+  memory: Memory   # with the task
+  phi: Tree        # with which the next task begins
+  found: Found     # what was chosen. Where `found.met` is False no mask was good enough, and the densest was kept
+
+
+def end_task(memory: Memory, task: int | jax.Array, phi: Tree, fresh: Tree, score: Callable[[Tree], jax.Array],
+             densities: Sequence[float], gamma: float | jax.Array = 0.98, layerwise: bool = False,
+             how: str = 'fresh') -> Ended:
+  """Lines 5 to 13 of Algorithm 1: the sparsest mask that is good enough is found and remembered, and what is free begins anew.
+
+      ended = packnet.end_task(memory, t, phi, reparam.inverse(net.init(key, x)), score, [0.02, 0.05, 0.1, 0.2, 0.4])
+
+  Pure, to be jitted with what `score` closes over as arguments. Where the task is to be trained on under its mask before it ends,
+  or is given PackNet's mask, the parts are called one by one.
+
+  Args:
+    memory, task: as for `remember`.
+    phi: at the end of training on the task.
+    fresh, how: as for `reinitialise`.
+    score: φ → score on the held-out set of the task, at least 0, the higher the better: `lambda p: accuracy(reparam.weights(p))`.
+    densities, layerwise: as for `make_counts`.
+    gamma: share of the score of all weights that a mask has to be above.
+  Raises: ValueError as its parts do.
+  """
+  weights = shared(memory, phi)
+  found = search(lambda mask: score(masks.apply(mask, phi)), lambda count: efficient_masks(weights, count),
+                 make_counts(weights, densities, layerwise), score(phi), gamma)
+  memory = remember(memory, task, found.mask, phi)
+  return Ended(memory, reinitialise(memory, phi, fresh, how), found)
 
 
 def _one(count: Any) -> bool:

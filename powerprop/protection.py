@@ -36,8 +36,9 @@ def protect(inner: optax.GradientTransformation) -> optax.GradientTransformation
 
   It stands outermost: anything may be inside, `target_propagation`, `sparsify` with an updater that keeps masked weights, and
   optax.MultiSteps, apply_if_finite, inject_hyperparams and partition. These four may stand around it as well; apply_if_finite
-  then adds +0 at a step that it leaves out, at which a −0 loses its sign. It is refused by what would move its weights after it:
-  `target_propagation`, `backpropagation`, `sparsify`; and by `with_free` in a chain that goes on after it.
+  then adds +0 at a step that it leaves out, at which a −0 loses its sign. Within partition it protects its own group alone, and
+  the state holds one. It is refused by what would move its weights after it: `target_propagation`, `backpropagation`, `sparsify`;
+  and by `with_free` in a chain that goes on after it, or in what averages its updates, as optax.contrib.schedule_free.
 
   `inner` sees all parameters, and in norms over all of them (clipping, LAMB) protected entries have gradient 0. The cost is one
   select for each gradient and each update.
@@ -89,7 +90,7 @@ def with_free(opt_state: Any, free: Tree) -> Any:
     if absent(old):
       return old
     check_mask(new, old, path)
-    return jnp.asarray(new)
+    return jnp.array(new)   # a copy: the state may be donated to a step, and `free` is wanted after it
   check_structure('free', jax.tree.map(lambda _: 0, free, is_leaf=absent), 'the parameters',
                   jax.tree.map(lambda _: 0, states[0].free, is_leaf=absent))
   new = jax.tree_util.tree_map_with_path(leaf, states[0].free, free, is_leaf=absent)

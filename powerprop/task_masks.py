@@ -37,7 +37,7 @@ def begin(params: Tree, slots: int = 8, where: Where = is_weight, rest: str = 'f
   Args:
     params: parameters, or their shapes. What Haiku keeps as state, such as running averages of BatchNorm, may be among them
       (hk.data_structures.merge).
-    slots: tasks that there is room for; `grow` makes more.
+    slots: tasks that there is room for; `check_room` refuses another one, and `grow` makes more.
     where: predicate of leaf name and leaf: the shared ones.
     rest: 'frozen' or 'own': what becomes of leaves that are neither shared nor heads (biases, normalisation). Statistics of
       BatchNorm that are frozen also have to be left alone by the caller, by `protection.keep`.
@@ -75,7 +75,7 @@ def remember(memory: Memory, task: int | jax.Array, mask: Tree, params: Tree) ->
   """Stores a task: its mask, and its own leaves as they are in `params`. A task that was there before is replaced.
 
   Args:
-    task: slot, traced or not. A traced one without a slot is dropped in silence.
+    task: slot, traced or not. A traced one without a slot is dropped in silence: let `check_room` look before a task begins.
     mask: tree of bool, None for leaves that are not shared, as `shared` makes them.
     params: φ at the end of the task.
   Raises: ValueError for a task without a slot, and for masks or parameters of another structure or shape.
@@ -162,18 +162,24 @@ class Capacity(NamedTuple):
   reused: jax.Array   # [slots]: in one of those, too
   total: jax.Array    # in any mask
   left: jax.Array     # int32: entries in no mask
+  by_leaf: Tree       # the same for each shared leaf, None for the others: a small one may be full long before the network is
   size: jax.Array     # int32: entries
   tasks: jax.Array    # int32: tasks remembered
+  slots: jax.Array    # int32: tasks that the memory has room for, remembered ones among them
   more: jax.Array     # float32: tasks that still fit at the mean of `new`; inf where that is 0
 
 
 def capacity(memory: Memory, params: Tree) -> Capacity:
   """How full the network is. Counted in the packed bits: nothing of the size of the parameters is made."""
-  leaves = jax.tree.leaves(memory.bits)
-  size = sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(shared(memory, params)))
+  leaves, structure = jax.tree.flatten(memory.bits)
+  sizes = [math.prod(jnp.shape(x)) for x in jax.tree.leaves(shared(memory, params))]
+  size = sum(sizes)
+
+  def in_each(packed: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.sum(lax.population_count(x).astype(jnp.int32)) for x in packed]
 
   def ones(packed: list[jax.Array]) -> jax.Array:
-    return sum((jnp.sum(lax.population_count(x).astype(jnp.int32)) for x in packed), start=jnp.int32(0))
+    return sum(in_each(packed), start=jnp.int32(0))
 
   def add(before: list[jax.Array], now: list[jax.Array]) -> tuple[list[jax.Array], tuple[jax.Array, jax.Array]]:
     after = [a | b for a, b in zip(before, now, strict=True)]
@@ -181,17 +187,23 @@ def capacity(memory: Memory, params: Tree) -> Capacity:
   union, (used, new) = lax.scan(add, [jnp.zeros_like(x[0]) for x in leaves], leaves)
   total, tasks = ones(union), jnp.sum(memory.here, dtype=jnp.int32)
   left = size - total
+  by_leaf = jax.tree.unflatten(structure, [n - x for n, x in zip(sizes, in_each(union), strict=True)])
   more = jnp.where(total > 0, left * (tasks / jnp.maximum(total, 1)), jnp.inf)
-  return Capacity(used / size, new / size, (used - new) / size, total / size, left, jnp.int32(size), tasks, more)
+  return Capacity(used / size, new / size, (used - new) / size, total / size, left, by_leaf, jnp.int32(size), tasks,
+                  jnp.int32(memory.here.shape[0]), more)
 
 
 def check_room(capacity: Capacity, least: int = 1) -> None:
-  """Refuses another task where fewer than `least` weights are free: before it begins, when all that is remembered is untouched.
+  """Refuses another task where no slot is left for it, or fewer than `least` weights are free: before it begins, when all that is
+  remembered is untouched.
 
   Args:
     capacity: of one memory, or of several that were mapped over: concrete, outside jit.
   Raises: ValueError with the numbers.
   """
+  tasks, slots = (int(np.ravel(np.asarray(x)).max()) for x in (capacity.tasks, capacity.slots))
+  if tasks >= slots:
+    raise ValueError(f'no slot for another task: the memory has {slots}, all in use; grow(memory, {2 * slots}) makes more.')
   left = np.ravel(np.asarray(capacity.left))
   if left.min() < least:
     i = int(left.argmin())

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
 from powerprop.reparam import Reparam, Tree, describe_leaves
 
@@ -77,10 +78,13 @@ def backpropagation(inner: optax.GradientTransformation, reparam: Reparam) -> op
   return _wrap(inner, reparam, lambda phi: phi, update)
 
 
+_AVERAGING = (contrib.ScheduleFreeState, contrib.MechanicState, contrib.SAMState)   # they scale or average the updates inside
+
+
 def find_states(opt_state: Any, kind: type, what: str) -> list[Any]:
   """The states of `kind` in an optimiser's state, at any nesting; `what` has made them.
 
-  Raises: ValueError where something is chained after one.
+  Raises: ValueError where something is chained after one, or around it makes other updates of its updates.
   """
   def walk(x: Any) -> list[Any]:
     if isinstance(x, kind):
@@ -90,6 +94,9 @@ def find_states(opt_state: Any, kind: type, what: str) -> list[Any]:
     if type(x) in (tuple, collections.OrderedDict) and any(found[:-1]):   # the state of optax.chain, of optax.named_chain
       raise ValueError(f'something is chained after {what} and would change its updates: put it inside, as in '
                        f'{what}(optax.chain(...)).')
+    if isinstance(x, _AVERAGING) and any(found):
+      raise ValueError(f'{type(x).__name__.removesuffix("State")} around {what} makes other updates of its updates; '
+                       f'{what} stands outermost.')
     return [state for some in found for state in some]
   return walk(opt_state)
 

@@ -268,6 +268,24 @@ def test_three_tasks_come_back_to_the_last_bit(life):
   assert learn._cache_size() == end._cache_size() == logits._cache_size() == 1   # a switch compiles nothing
 
 
+def test_two_calls_are_their_parts(life):
+  _, phi, _, _ = life[0]
+  def head(name, leaf):
+    return name.startswith('head')
+  memory, key = task_masks.begin(phi, 1, heads=head), jax.random.key(1)
+  phi, _ = learn(phi, packnet.begin_task(TX, memory, phi), LABELS[0])
+  expected = end(memory, 0, phi, LABELS[0], key)
+  found = QUICK(lambda memory, phi: packnet.end_task(
+    memory, 0, phi, REPARAM.inverse(NET.init(key, INPUTS)), lambda p: accuracy(REPARAM.weights(p), LABELS[0]),
+    [0.1, 0.2, 0.35, 0.5], gamma=0.9))(memory, phi)
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(*map(bits, np.atleast_1d(a, b))), tuple(found), expected)
+  with pytest.raises(ValueError, match='no slot for another task: the memory has 1, all in use'):
+    packnet.begin_task(TX, found.memory, found.phi)
+  state = packnet.begin_task(TX, task_masks.grow(found.memory, 2), found.phi)
+  jax.tree.map(np.testing.assert_array_equal, state.free, task_masks.free(found.memory, found.phi))
+  jax.tree.map(np.testing.assert_array_equal, state.inner, TX.init(found.phi).inner)
+
+
 @pytest.mark.parametrize('how', ['fresh', 'left', 'zero'])
 def test_where_free_weights_begin(life, how):
   memory, phi, _, _ = life[0]

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax import contrib
 
 import powerprop
 from powerprop import backpropagation, powerpropagation, protect, protection, sparsify, target_propagation, updaters, with_free
@@ -211,6 +212,12 @@ def test_misuse_is_said_at_once():
     with_free(named.init(PHI), FREE)
   with pytest.raises(ValueError, match='something is chained after protect'):
     with_free(optax.chain(tx, optax.add_decayed_weights(0.1)).init(PHI), FREE)
+  for around in (contrib.schedule_free(tx, learning_rate=0.1), contrib.mechanize(tx)):   # they average, or scale, what comes out
+    with pytest.raises(ValueError, match='around protect makes other updates of its updates; protect stands outermost'):
+      with_free(around.init(PHI), FREE)
+  donated = with_free(state, FREE)
+  jax.jit(lambda s: s, donate_argnums=0)(donated)
+  assert jax.tree.leaves(donated)[0].is_deleted() and not any(x.is_deleted() for x in jax.tree.leaves(FREE))
   with pytest.raises(ValueError, match='free and the parameters differ in structure'):
     with_free(state, {'a': FREE['a']})
   with pytest.raises(ValueError, match=r"a mask is bool and shaped like its array, \(5,\); got float32 \(5,\) at \['a'\]\['b'\]"):

@@ -68,6 +68,9 @@ def test_a_random_life_of_a_memory():
     np.testing.assert_allclose(capacity.reused, (np.array(used) - new) / SIZE, rtol=1e-6)
     np.testing.assert_allclose(capacity.total, len(union) / SIZE, rtol=1e-6)
     assert (int(capacity.left), int(capacity.size), int(capacity.tasks)) == (SIZE - len(union), SIZE, len(tasks))
+    assert int(capacity.slots) == slots and jax.tree.structure(capacity.by_leaf) == jax.tree.structure(memory.bits)
+    assert [int(capacity.by_leaf[k]['w']) for k in ('a', 'head')] == [size - sum(layer == k for layer, *_ in union)
+                                                                    for k, size in (('a', 35), ('head', 21))]
     np.testing.assert_allclose(capacity.more, (SIZE - len(union)) / (sum(new) / len(tasks)) if sum(new) else np.inf, rtol=1e-6)
 
 
@@ -186,6 +189,12 @@ def test_no_room_is_refused_with_its_numbers():
   with pytest.raises(ValueError, match='56 are in use'):   # one of two seeds
     task_masks.check_room(jax.vmap(lambda m: task_masks.capacity(m, PARAMS))(two))
   task_masks.check_room(task_masks.capacity(task_masks.forget(memory, 0), PARAMS), least=56)
+  nothing = jax.tree.map(jnp.zeros_like, full)   # two tasks that take no weight take the slots
+  for task in range(2):
+    memory = task_masks.remember(memory, task, nothing, PARAMS)
+  with pytest.raises(ValueError, match=r'no slot for another task: the memory has 2, all in use; grow\(memory, 4\) makes more'):
+    task_masks.check_room(task_masks.capacity(memory, PARAMS))
+  task_masks.check_room(task_masks.capacity(task_masks.grow(memory, 4), PARAMS))
 
 
 def test_misuse_is_said_at_once():
