@@ -40,7 +40,7 @@ NAMES = {'alpha': 'α', 'optimizer': 'optimiser', 'sgd': 'SGD', 'adam': 'Adam', 
          'imagenette': 'ten classes of photographs'}
 AFTER_TASKS = {'test_accuracy': 'accuracy (%)', 'forgetting': 'forgetting', 'backward_transfer': 'backward',
                'forward_transfer': 'forward', 'task_accuracy': 'task told (%)', 'class_accuracy': 'of all classes (%)',
-               'inferred_accuracy': 'task inferred (%)', 'density': 'weights used (%)'}
+               'inferred_accuracy': 'task inferred (%)', 'density': 'weights used, of each network (%)'}
 DENSITIES = (1.0, 0.3, 0.1, 0.05, 0.02)   # of a table that fits a terminal
 CONFIG = {'name': str, 'dataset': str, 'steps': int, 'batch_size': int, 'report': list, 'sweep': dict, 'prune': dict}
 RECORD = {'command': str, 'commit': (str, type(None)), 'dirty': bool, 'versions': dict, 'devices': str,

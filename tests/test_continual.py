@@ -5,6 +5,7 @@ import json
 import shutil
 import warnings
 
+import haiku as hk
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -12,9 +13,9 @@ import pytest
 import tiny
 
 from configs import base
-from experiments import report
+from experiments import report, train
 from experiments.checkpoint import Checkpoints
-from experiments.continual import protocol, table
+from experiments.continual import problem, protocol, table
 from experiments.continual.methods import METHODS
 from experiments.errors import UserError
 
@@ -347,3 +348,137 @@ def test_densities_that_keep_nothing_of_a_layer_are_refused_before_training(data
 def test_methods_are_named_in_the_documentation_of_the_module():
   from experiments.continual import methods
   assert all(name in methods.__doc__ for name in METHODS)
+
+
+# ---- five tasks of two classes, some of fewer images than others, in a network that is full after three ---------------
+
+PAIRS, APART = 5, ('packnet', 'joint', 'separate', 'fine_tune', 'ewc_online')
+
+
+@pytest.fixture(scope='module')
+def apart(compiled_quickly, compiled_once, data_dir, tmp_path_factory):
+  """A workdir, and what was warned of. 32 images at once are fewer than a task has."""
+  config = make_config(data_dir, **{
+    'sweep.algorithm': APART, 'sweep.penalty': (0.5,), 'sweep.alpha': (1.0,), 'sweep.seed': (0,), 'continual.sequence': 'split', 'continual.scenario': 'task', 'continual.tasks': PAIRS, 'steps': 12,
+    'continual.share': 0.4, 'continual.prune_rounds': 2, 'continual.retrain_share': 0.5, 'continual.reinitialise': 'zero',
+    'continual.restart': False, 'continual.matrix_every': 3, 'continual.fisher_images': 6, 'continual.inferred_images': 20})
+  workdir = tmp_path_factory.mktemp('apart')
+  with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as warned:
+    warnings.simplefilter('always')
+    patch.setattr(problem, 'IMAGES_AT_ONCE', 32)
+    protocol.run(config, workdir)
+  return workdir, [str(one.message) for one in warned if 'task' in str(one.message)]
+
+
+def pair_of(workdir, step):
+  """Method → its group in a checkpoint, of one network."""
+  with ocp.StandardCheckpointer() as checkpointer:
+    groups = checkpointer.restore(workdir / 'checkpoints' / str(step) / 'default')
+  return {name: jax.tree.map(lambda x: x[0], group) for name, group in zip(APART, groups, strict=True)}
+
+
+def right_of_pair(phi, task, masks=None):
+  """By NumPy: guesses among the outputs of a task for its test images, as shares of their counts."""
+  images, labels = (x[tiny.ARRAYS[3] // 2 == task] for x in tiny.ARRAYS[2:])
+  x = images.reshape(len(images), 36) / 255
+  for i, layer in enumerate(LAYERS):
+    w = np.float64(phi[layer]['w'])
+    x = x @ (w * masks[task] if masks is not None and i == 0 else w) + np.float64(phi[layer]['b'])
+    x = np.maximum(x, 0) if i == 0 else x
+  return np.mean(x[:, 2 * task:2 * task + 2].argmax(1) == labels % 2)
+
+
+def bits_of(group):
+  packed = np.asarray(group['memory']['tasks']['bits'][LAYERS[0]]['w'])
+  return np.unpackbits(packed, axis=1, count=36 * 30).reshape(PAIRS, 36, 30).astype(bool)
+
+
+def test_tasks_of_their_own_outputs(apart):
+  workdir, _ = apart
+  rows = {row['algorithm']: row for row in read(workdir / 'results.csv')}
+  last = pair_of(workdir, 12 * PAIRS)
+  for method in ('packnet', 'joint', 'fine_tune', 'ewc_online'):
+    masks = bits_of(last[method]) if method == 'packnet' else None
+    expected = np.mean([right_of_pair(last[method]['trained']['phi'], task, masks) for task in range(PAIRS)])
+    assert float(rows[method]['test_accuracy']) == pytest.approx(expected, abs=1e-9), method
+
+
+def test_separate_networks_begin_anew_and_stay_what_they_were(apart):
+  workdir, _ = apart
+  matrix = {(r['algorithm'], int(r['after']), int(r['task'])): float(r['test_accuracy']) for r in read(workdir / 'matrix.csv')}
+  assert matrix['separate', 1, 1] == matrix['fine_tune', 1, 1]   # so far they are the same
+  model = tiny.mlp(2 * PAIRS, 0.0)
+  net = hk.transform_with_state(model.forward)
+  for task in range(1, PAIRS):
+    phi = pair_of(workdir, 12 * task)['separate']['trained']['phi']
+    expected, _ = jax.jit(net.init, static_argnums=2)(jax.random.fold_in(train.init_key(0), task), np.zeros((1, 6, 6, 1)), True)
+    jax.tree.map(np.testing.assert_array_equal, phi, hk.data_structures.to_mutable_dict(expected))
+    for after in range(task + 1, PAIRS + 1):
+      assert matrix['separate', after, task] == matrix['separate', task, task]
+
+
+def test_which_tasks_are_tested_after_which(apart):
+  """All after every third and the last; else the last and, where something is known of it, the next."""
+  workdir, _ = apart
+  for method, expected in (('joint', [(1, 1), (1, 2), (2, 2), (2, 3), *((3, t) for t in (1, 2, 3, 4)), (4, 4), (4, 5),
+                                     *((5, t) for t in (1, 2, 3, 4, 5))]),
+                           ('packnet', [(1, 1), (2, 2), (3, 1), (3, 2), (3, 3), (4, 4), *((5, t) for t in (1, 2, 3, 4, 5))])):
+    found = [(int(r['after']), int(r['task'])) for r in read(workdir / 'matrix.csv') if r['algorithm'] == method]
+    assert [pair for pair in found if pair[0]] == expected
+
+
+def test_packnet_has_its_share_of_a_task_until_it_is_full(apart):
+  """Two fifths of 1,080 weights: 432, 432, and the 216 that are left; then none, which is warned of."""
+  workdir, warned = apart
+  rows = read(workdir / 'capacity.csv')
+  assert [round(float(row['new']) * 1080) for row in rows] == [432, 432, 216, 0, 0]
+  assert [int(row['left']) for row in rows] == [648, 216, 0, 0, 0]
+  assert [float(row['more']) for row in rows] == pytest.approx([1.5, 0.5, 0, 0, 0])
+  assert warned == [f'alpha=1 algorithm=packnet: no weight is free for task {task} in 1 of 1 network; it has those of earlier '
+                    'tasks.' for task in (4, 5)]
+  # What is free goes on from 0, by config; and the optimiser does not begin anew.
+  packnet, joint = (pair_of(workdir, 12)[name] for name in ('packnet', 'joint'))
+  weights, used = np.asarray(packnet['trained']['phi'][LAYERS[0]]['w']), bits_of(packnet)[0]
+  assert not weights[~used].any() and weights[used].all()
+  assert any(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(joint['trained']['opt_state']) if np.ndim(x) == 2)
+
+
+def test_the_task_of_an_image_is_the_one_of_least_entropy(apart):
+  """Inferred among all five masks; an image is right when its task is found and its class among that task's outputs."""
+  workdir, _ = apart
+  group = pair_of(workdir, 12 * PAIRS)['packnet']
+  masks, phi = bits_of(group), group['trained']['phi']
+  found, right = [], []
+  for task in range(PAIRS):
+    images, labels = (x[tiny.ARRAYS[3] // 2 == task][:20] for x in tiny.ARRAYS[2:])
+    entropy, guess = [], []
+    for t in range(PAIRS):
+      hidden = np.maximum(images.reshape(-1, 36) / 255 @ (np.float64(phi[LAYERS[0]]['w']) * masks[t])
+                          + np.float64(phi[LAYERS[0]]['b']), 0)
+      x = (hidden @ np.float64(phi[LAYERS[1]]['w']) + np.float64(phi[LAYERS[1]]['b']))[:, 2 * t:2 * t + 2]
+      p = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+      entropy.append(-(p * np.log(p)).sum(1))
+      guess.append(x.argmax(1))
+    chosen = np.argmin(entropy, 0)
+    found.append(np.mean(chosen == task))
+    right.append(np.mean((chosen == task) & (np.array(guess)[chosen, np.arange(len(labels))] == labels % 2)))
+  row = next(r for r in read(workdir / 'results.csv') if r['algorithm'] == 'packnet')
+  assert float(row['inferred_accuracy']) == pytest.approx(np.mean(right), abs=1e-9)
+  row = next(r for r in read(workdir / 'statistics.csv') if r['algorithm'] == 'packnet')
+  assert float(row['tasks_found']) == pytest.approx(np.mean(found), abs=1e-9)
+
+
+def test_free_weights_begin_anew_with_another_draw_for_each_task(finished, data_dir):
+  """The default: Ψ⁻¹ of a new initialisation of this task and seed, where no mask is; and moments begin at 0."""
+  workdir, *_ = finished
+  net = hk.transform_with_state(tiny.mlp(tiny.CLASSES, 0.0).forward)
+  with ocp.StandardCheckpointer() as checkpointer:
+    group = checkpointer.restore(workdir / 'checkpoints' / str(2 * STEPS) / 'default')[1]
+  for k in range(SEEDS):
+    theta, _ = jax.jit(net.init, static_argnums=2)(jax.random.fold_in(train.init_key(k), 2), np.zeros((1, 6, 6, 1)), True)
+    phi, masks = networks(workdir, 2 * STEPS)[2.0, 'efficient_packnet', k]
+    for layer in LAYERS:
+      free = ~masks[layer].any(0)
+      new = np.float64(theta[layer]['w'])
+      np.testing.assert_allclose(phi[layer]['w'][free], (np.sign(new) * np.sqrt(np.abs(new)))[free], rtol=1e-6)
+  assert not any(np.abs(x).max() for x in jax.tree.leaves(group['trained']['opt_state']['inner']) if np.ndim(x) == 3)

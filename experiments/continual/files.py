@@ -94,13 +94,16 @@ def packs(p: Problem, s: State, tasks: sequences.Tasks) -> tuple[list[dict[str, 
                                             jax.tree.leaves(task_masks.shared(s.memory.tasks, tree)), strict=True)], axis=1)
   used, new, reused = (np.asarray(x, np.float64) for x in (found.used, found.new, found.reused))
   operations = training_operations(p, s, tree)
-  rows = [{'task': t + 1, 'used': used[t], 'new': new[t], 'reused': reused[t], 'total': float(bits[:t + 1].any(0).mean()),
+  total = [int(bits[:t + 1].any(0).sum()) for t in range(len(tasks.names))]
+  size = bits.shape[1]
+  rows = [{'task': t + 1, 'used': used[t], 'new': new[t], 'reused': reused[t], 'total': total[t] / size,
+           'left': size - total[t], 'more': (size - total[t]) * (t + 1) / total[t] if total[t] else float('inf'),
            'dense_accuracy': float(s.memory.dense[t]), 'mask_accuracy': float(s.memory.score[t]), 'met': int(s.memory.met[t]),
            'training_operations': operations[t]}
           for t in range(len(tasks.names))]
   shared = measures.intersection_over_union(bits.astype(bool))
   pairs = [{'task': i + 1, 'other': j + 1, 'overlap': float(x)} for (i, j), x in np.ndenumerate(shared)]
-  return rows, pairs, (int(bits.any(0).sum()), bits.shape[1])
+  return rows, pairs, (total[-1], size)
 
 
 def training_operations(p: Problem, s: State, tree: Tree) -> list[float]:

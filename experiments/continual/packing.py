@@ -34,7 +34,8 @@ class Packed(NamedTuple):
 
 def packing(efficient: bool) -> Method:
   """PackNet: `continual.share` of each layer for every task, in `continual.prune_rounds` rounds (Mallya and Lazebnik 2018,
-  arXiv:1711.05769). EfficientPackNet: Algorithm 1 of Schwarz et al. 2021 (arXiv:2110.00296)."""
+  arXiv:1711.05769); differs from theirs in what becomes of free weights, by default: they begin anew, where theirs stay 0
+  (`continual.reinitialise`). EfficientPackNet: Algorithm 1 of Schwarz et al. 2021 (arXiv:2110.00296)."""
   def memory(p, phi, net_state):
     tree, size = body(p, phi, net_state), p.heads.tasks
     begun = task_masks.begin(tree, size, rest=p.config.continual.rest)
@@ -73,8 +74,10 @@ def head(p: Problem, phi: Tree) -> Tree:
 def parts(p: Problem, tree: Tree, s: State) -> tuple[Tree, Tree]:
   """φ and state of the network, of a `body`; outputs are those of `s`."""
   phi, net_state = s.trained.phi, s.trained.net_state
-  found = {name: leaves for name, leaves in tree.items() if name not in net_state}
-  return hk.data_structures.merge(found, head(p, phi)), {name: tree[name] for name in net_state}
+  own = head(p, phi)
+  def taken(like: Tree) -> Tree:   # a module may have leaves in both
+    return {name: {leaf: tree[name][leaf] for leaf in leaves} for name, leaves in like.items() if name not in own}
+  return hk.data_structures.merge(taken(phi), own), taken(net_state)
 
 
 def everything(memory: task_masks.Memory, tree: Tree) -> Tree:

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from experiments import run_files, sweep, train
 from experiments import workdir as workdirs
 from experiments.checkpoint import Checkpoints, pack, unpack
-from experiments.continual import files, programs
+from experiments.continual import files, packing, programs
 from experiments.continual.methods import METHODS
 from experiments.continual.problem import Heads, Problem, State
 from experiments.data import tasks as sequences
@@ -179,6 +179,8 @@ def fit(setting: Setting, workdir: pathlib.Path) -> tuple[list[State], float]:
     say('compiling; then progress after each epoch.')
     pending = None
     for task in range(done // steps, size):
+      if task:
+        warn_of_full(setting, states, task)
       for number, first, last, step in pieces(max(done - task * steps, 0), steps, steps_per_epoch, at):
         trained = setting.programs.epoch(states, setting.data, task, number, first, last)
         states, losses = [s for s, _ in trained], [loss for _, loss in trained]
@@ -188,7 +190,7 @@ def fit(setting: Setting, workdir: pathlib.Path) -> tuple[list[State], float]:
         for turn in [r for r, cut in enumerate(at) if cut == step]:
           states = setting.programs.prune(states, setting.data, task, turn)
           if turn == 0:
-            warn(setting, states, task)
+            warn_of_failed(setting, states, task)
         if step == steps:
           states = end_of_task(setting, states, task)
         if step == steps or (last == steps_per_epoch and (number + 1) % config.checkpoint_epochs == 0):
@@ -221,16 +223,28 @@ def note(setting: Setting, metrics: workdirs.Metrics | None, progress: Progress,
   progress.show(step, rows)
 
 
-def warn(setting: Setting, states: Sequence[State], task: int) -> None:
-  """Of networks in which no mask was good enough, or nothing was free for the task."""
+def warn_of_failed(setting: Setting, states: Sequence[State], task: int) -> None:
+  """Of networks in which no mask was good enough."""
+  what = {'accuracy': 'accuracy', 'taylor': 'likelihood'}[setting.config.continual.estimate]
+  for name, memory, count in _with_masks(setting, states):
+    if failed := int(np.sum(~memory.met[:, task])):
+      warnings.warn(f'{name}: on task {task + 1} even the densest mask is not above gamma={setting.config.continual.gamma:g} '
+                    f'times the {what} of all weights in {failed} of {count}; it is kept.', stacklevel=2)
+
+
+def warn_of_full(setting: Setting, states: Sequence[State], task: int) -> None:
+  """Of networks in which nothing is free for a task that begins. Those beside them may have room, so the run goes on; what they
+  have learned stays as it is, and all that they learn of the task is outputs of its own."""
+  for name, memory, count in _with_masks(setting, states):
+    if full := int(np.sum(memory.left == 0)):
+      warnings.warn(f'{name}: no weight is free for task {task + 1} in {full} of {count}; it has those of earlier tasks.',
+                    stacklevel=2)
+
+
+def _with_masks(setting: Setting, states: Sequence[State]) -> Iterator[tuple[str, packing.Packed, str]]:
+  """Name, memories on the host, and number of networks, of each group that keeps masks."""
   for p, state, slot in zip(setting.problems, states, setting.slots, strict=True):
     if p.method.packs:
-      name, count = sweep.group_name(p.group, setting.config), plural(len(slot.place), 'network')
-      failed = int(np.sum(~to_host(state.memory.met)[slot.place, task]))
-      full = int(np.sum(to_host(state.memory.left)[slot.place] == 0))
-      if failed:
-        warnings.warn(f'{name}: on task {task + 1} even the densest mask is not above gamma={setting.config.continual.gamma:g} '
-                      f'times the accuracy of all weights in {failed} of {count}; it is kept.', stacklevel=2)
-      if full:
-        warnings.warn(f'{name}: no weight was free for task {task + 1} in {full} of {count}; it had those of earlier tasks.',
-                      stacklevel=2)
+      known = state.memory._replace(tasks=(), forward=())   # the numbers alone
+      yield (sweep.group_name(p.group, setting.config), jax.tree.map(lambda x, s=slot: to_host(x)[s.place], known),
+             plural(len(slot.place), 'network'))
