@@ -359,7 +359,8 @@ PAIRS, APART = 5, ('packnet', 'joint', 'separate', 'fine_tune', 'ewc_online')
 def apart(compiled_quickly, compiled_once, data_dir, tmp_path_factory):
   """A workdir, and what was warned of. 32 images at once are fewer than a task has."""
   config = make_config(data_dir, **{
-    'sweep.algorithm': APART, 'sweep.penalty': (0.5,), 'sweep.alpha': (1.0,), 'sweep.seed': (0,), 'continual.sequence': 'split', 'continual.scenario': 'task', 'continual.tasks': PAIRS, 'steps': 12,
+    'sweep.algorithm': APART, 'sweep.penalty': (0.5,), 'sweep.alpha': (1.0,), 'sweep.seed': (0,),
+    'continual.sequence': 'split', 'continual.scenario': 'task', 'continual.tasks': PAIRS, 'steps': 12,
     'continual.share': 0.4, 'continual.prune_rounds': 2, 'continual.retrain_share': 0.5, 'continual.reinitialise': 'zero',
     'continual.restart': False, 'continual.matrix_every': 3, 'continual.fisher_images': 6, 'continual.inferred_images': 20})
   workdir = tmp_path_factory.mktemp('apart')
