@@ -67,8 +67,11 @@ def test_weights_that_are_made_of_one_leaf_and_those_that_are_not():
     w = p['l']['w'] * p['gate']
     total, _ = jax.lax.scan(lambda c, row: (c + jnp.sum(row @ p['l']['w']), None), 0.0, x)
     return jnp.sum((x @ w) ** 2) + total
+
+  def of_two(p, x):
+    return jnp.sum((x @ (p['l']['w'] * p['gate'])) ** 2)
   off, on = ({'l': {'w': jnp.array(flag)}, 'gate': jnp.array(flag)} for flag in (False, True))
-  for f in (through, gated):
+  for f in (through, gated, of_two):
     expected = jax.jit(jax.grad(f))(phi, x)
     skipping = jax.jit(jax.grad(skip_frozen(f)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), skipping(phi, on, x), expected)
