@@ -52,11 +52,10 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   found = final_evaluation(setting, loads, state)
   finished = time.monotonic()
   if jax.process_index() == 0:
-    # Without images held out there is no accuracy on them: NaN.
-    sizes = {'validation': len(loads.validation) or float('nan'), 'test': len(loads.test)}
+    sizes = {part: n or float('nan') for part, n in found['images'].items()}   # no accuracy on no images
     shares = run_files.shares_of_dense(config.steps, setting.costs, np.array([[spent]]), [found])
     run_files.workdir_files(config, setting.nets, sizes, workdir, [setting.group], [found], shares)
-    run_files.write_run(workdir, origin | {'data': loads.load.source.described},
+    run_files.write_run(workdir, origin | {'data': loads.load.source.described, 'evaluated_images': found['images']},
                          {'start': ready - started, 'training': seconds, 'evaluation': finished - trained})
     run_files.finish(workdir)
 

@@ -277,7 +277,10 @@ def test_photographs_that_cannot_be_read(tree, cache, tmp_path):
   assert all(f'{name} cannot be read, and left out' in err for name in (f'{CLASSES[0]}_5.JPEG', f'{CLASSES[1]}_0.JPEG'))
   assert records(tmp_path / 'b')[-1]['replaced_images'] > 0
   (row,) = rows(tmp_path / 'b')   # no image was held out
-  assert row['validation_accuracy'] == 'nan' and 0 <= float(row['test_accuracy']) <= 1
+  assert row['validation_accuracy'] == 'nan'
+  assert json.loads((tmp_path / 'b' / 'run.json').read_text())['evaluated_images'] == {'validation': 0, 'test': 11}   # of 12
+  hits = 11 * float(row['test_accuracy'])
+  assert hits > 0 and hits == pytest.approx(round(hits))
 
 
 @pytest.mark.parametrize(('change', 'message'), [
