@@ -309,6 +309,10 @@ def test_photographs_have_to_be_there(tree, tmp_path, monkeypatch):
     streamed.run(make_config(**{'stream.classes': 5, 'data_dir': str(tree)}), tmp_path / 'run')
   with pytest.raises(UserError, match='must be at most the 20 images for training, got 24'):
     streamed.run(make_config(**{'batch_size': 24, 'data_dir': str(tree)}), tmp_path / 'run')
+  shutil.copytree(tree, tmp_path / 'tree')
+  (tmp_path / 'tree' / 'val' / CLASSES[1]).rename(tmp_path / 'tree' / 'val' / 'n99')
+  with pytest.raises(UserError, match=f'must have classes of the same names; only one of them has {CLASSES[1]}, n99'):
+    streamed.run(make_config(**{'data_dir': str(tmp_path / 'tree')}), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
