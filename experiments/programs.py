@@ -6,7 +6,7 @@ first axis, and shared out along the second.
 import collections
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -216,6 +216,17 @@ def make_cut(setting: Setting) -> Callable[[Running], tuple[Running, Sums]]:
     return running._replace(tally=jax.tree.map(jnp.zeros_like, running.tally)), Sums(running.tally, running.guard)
   places = layout(setting.shapes, setting.mesh)
   return jax.jit(cut, donate_argnums=0, in_shardings=(places,), out_shardings=(places, everywhere(setting.mesh)))
+
+
+def make_sum(mesh: Mesh) -> Callable[[Sequence[int]], jax.Array]:
+  """The function: numbers of each host → int32 [N], their sums over all hosts. It does not wait for the devices."""
+  add = jax.jit(lambda x: jnp.sum(x, 0), out_shardings=everywhere(mesh))
+
+  def over_hosts(numbers: Sequence[int]) -> jax.Array:
+    mine = np.zeros((len(mesh.local_devices), len(numbers)), np.int32)
+    mine[0] = numbers
+    return add(jax.make_array_from_process_local_data(by_image(mesh), mine))
+  return over_hosts
 
 
 def scored_shapes(setting: Setting) -> Any:

@@ -29,6 +29,7 @@ from experiments.streamed_evaluate import Evaluator, final_evaluation
 from powerprop import flops
 from powerprop.reparam import leaf_name
 
+ODD = {images.CONVERTED: 'converted_images', images.REPLACED: 'replaced_images'}   # in metrics: of all hosts and steps so far
 IN_FLIGHT = 4            # steps that the host may be ahead of the devices
 
 # Dense operations a second at best, multiplication and addition counted as two, by what JAX calls the device: bfloat16, and
@@ -146,7 +147,8 @@ class Log:
     last = self._metrics.last if self._metrics else {}
     self.spent, self.best = last.get('operations', {}).get(self._name, [0.0])[0], last.get('best', -1.0)
     self._progress = Progress(setting.config.steps, done, 1, last.get('seconds', 0.0))
-    self._pending: tuple[int, int, programs.Sums, float, float] | None = None
+    self._pending: tuple[int, int, programs.Sums, jax.Array, float, float] | None = None
+    self._over_hosts, self._odd_before = programs.make_sum(setting.mesh), [last.get(name, 0) for name in ODD.values()]
     self._scores: dict[str, float] = {}
     if jax.process_count() > 1:   # the file is the first host's; all decide alike on what is the best
       self.best = float(multihost_utils.broadcast_one_to_all(np.float32(self.best)))
@@ -172,7 +174,8 @@ class Log:
   def take(self, step: int, sums: programs.Sums) -> None:
     self.flush()
     now = time.monotonic()
-    self._pending = step, step - self._since, sums, self._waited, now - self._began
+    odd = self._over_hosts([self._odd.counts[kind] for kind in ODD])
+    self._pending = step, step - self._since, sums, odd, self._waited, now - self._began
     self._since, self._waited, self._began = step, 0.0, now
 
   def add(self, scores: dict[str, float]) -> None:
@@ -185,7 +188,7 @@ class Log:
     """Writes what was taken. Raises UserError where training is no longer finite."""
     if self._pending is None:
       return
-    (step, taken, sums, waited, seconds), self._pending = self._pending, None
+    (step, taken, sums, odd, waited, seconds), self._pending = self._pending, None
     config, costs = self._setting.config, self._setting.costs
     tally, guard = jax.tree.map(np.asarray, sums)
     refuse(self._leaves, guard)
@@ -197,8 +200,8 @@ class Log:
       dense = flops.training_step(costs) / config.batch_size   # of an image: what a dense network would take
       values['utilisation'] = round(speed * dense / (peak * jax.device_count()), 4)
     record = {'seconds': round(self.seconds, 3), 'train_loss': {self._name: [loss]},
-              'operations': {self._name: [self.spent]}, 'best': self.best, 'converted_images': self._odd.counts[images.CONVERTED],
-              'replaced_images': self._odd.counts[images.REPLACED]}
+              'operations': {self._name: [self.spent]}, 'best': self.best,
+              **dict(zip(ODD.values(), (np.asarray(odd) + self._odd_before).tolist(), strict=True))}
     self._scores = {}
     if self._metrics:
       self._metrics.write(step, record | values, {'train_loss': loss, **values})

@@ -112,6 +112,12 @@ def test_a_run_leaves_everything(finished):
   assert 'step 60/60' in out
 
 
+def damage(checkpoint):
+  largest = max((path for path in checkpoint.rglob('*') if path.is_file() and path.name != 'sha256.json'),
+                key=lambda path: path.stat().st_size)
+  largest.write_bytes(bytes(len(largest.read_bytes())))
+
+
 @pytest.mark.parametrize('when', ['killed', 'killed at the end', 'asked to stop', 'damaged'])
 def test_goes_on_to_the_same_numbers(finished, tree, cache, tmp_path, when):
   workdir, _, _ = finished
@@ -126,9 +132,7 @@ def test_goes_on_to_the_same_numbers(finished, tree, cache, tmp_path, when):
   elif when == 'damaged':
     later = mine / 'best' / '100'   # of a step that the run has not come to again
     shutil.copytree(next((mine / 'best').iterdir()), later)
-    newest = max((path for path in (mine / 'checkpoints' / '60').rglob('*') if path.is_file() and path.name != 'sha256.json'),
-                 key=lambda path: path.stat().st_size)
-    newest.write_bytes(bytes(len(newest.read_bytes())))
+    damage(mine / 'checkpoints' / '60')
     out, err = ended(start(tree, mine, cache))
     assert 'goes on from step 40' in out and 'cannot be read' in err
     assert not later.exists()
@@ -146,6 +150,7 @@ def test_goes_on_to_the_same_numbers(finished, tree, cache, tmp_path, when):
       assert 'stopped by a signal after step' in out
     ended(start(tree, mine, cache, **{'stream.log_steps': 1, 'stream.workers': 2 - workers}))
   assert rows(mine) == rows(workdir)
+  assert records(mine)[-1]['converted_images'] == records(workdir)[-1]['converted_images']
   (ours,), (theirs,) = rows(mine, 'statistics'), rows(workdir, 'statistics')   # operations: sums of other parts
   assert float(ours.pop('training_operations')) == pytest.approx(float(theirs.pop('training_operations')), rel=1e-6)
   assert ours == theirs
@@ -207,7 +212,7 @@ def assert_alike(workdir, other):
   """Losses and weights of two runs whose sums over the batch are in another order."""
   assert rows(workdir)[0]['kept'] == rows(other)[0]['kept']
   for one, two in zip(records(workdir), records(other), strict=True):
-    assert one['step'] == two['step']
+    assert (one['step'], one['converted_images']) == (two['step'], two['converted_images'])
     for name, losses in one['train_loss'].items():
       np.testing.assert_allclose(losses, two['train_loss'][name], rtol=1e-4)
 
@@ -219,9 +224,10 @@ def test_several_hosts(finished, tree, cache, tmp_path, processes, devices, done
   if done:
     shutil.copytree(finished[0], workdir)
     (workdir / 'run.json').unlink()
-    shutil.rmtree(workdir / 'checkpoints' / '60')
+    damage(workdir / 'checkpoints' / '60')   # all take the one before
   for process in job(tree, workdir, cache, processes, devices):
     ended(process)
+  assert (workdir / 'checkpoints' / '60.damaged').exists() == bool(done)
   assert_alike(workdir, finished[0])
   found, wanted = seen_by_all(workdir, processes), seen_by_all(finished[0], 1)
   assert {name: int(found[name].sum()) for name in found.files} == {name: int(wanted[name].sum()) for name in wanted.files}
