@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from made_photographs import CLASSES, encoded, ramp, write_folders
 from tiny_photographs import network
 
 from configs import imagenette
-from experiments import dry_run, streamed
+from experiments import dry_run, photographs, programs, streamed
+from experiments.data.images import Batch
 from experiments.errors import UserError
 from experiments.models import MODELS
 
@@ -302,6 +305,71 @@ def test_check_says_what_is_allowed(change, message):
   streamed.check(make_config())
   with pytest.raises(UserError, match=message):
     streamed.check(make_config(**change))
+
+
+@pytest.mark.parametrize(('kind', 'peak'), [
+    ('TPU v5', 459e12), ('TPU v5 lite', 197e12), ('NVIDIA H100 80GB HBM3', 989e12), ('NVIDIA H100 PCIe', 756e12),
+    ('NVIDIA H100 NVL', 835e12), ('NVIDIA A100-SXM4-80GB', 312e12), ('cpu', 0.0)])
+def test_peaks_by_the_names_that_jax_has(kind, peak):
+  assert streamed.known_peak(kind)[0] == peak
+
+
+def test_a_number_of_the_first_host_comes_whole():
+  assert streamed.of_first_host(0.1) == 0.1
+
+
+def test_without_a_trace_no_step_is_waited_for(tmp_path):
+  trace = streamed.Trace(tmp_path, 10, 0)
+  for step in range(1, 30):
+    trace.begin(step)
+    trace.end(step, None)   # which cannot be waited for
+  trace.close()
+  assert not list(tmp_path.iterdir())
+
+
+def test_throughput_is_of_the_steps_after_compiling(tmp_path, monkeypatch):
+  """100 s for the first step; then 10 steps of 8 images in 4 s, half a second of it waiting for images, and 5 in 1 s."""
+  setting, now = programs.prepare(make_config()), [0.0]
+  sums = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), programs.Sums(setting.shapes.tally, setting.shapes.guard))
+  sums = sums._replace(guard=sums.guard._replace(step=np.int32(-1)))
+  monkeypatch.setattr(streamed.time, 'monotonic', lambda: now[0])
+
+  def batches():
+    now[0] += 0.5
+    yield Batch(None, None, np.zeros(0), np.zeros(0)), None
+  log = streamed.Log(setting, tmp_path, 0, photographs.Odd(None))
+  now[0] = 100.0
+  log.restart(1)
+  log.take(1, sums)
+  log.wait(batches())
+  now[0] = 104.0
+  log.take(11, sums)
+  now[0] = 154.0
+  log.restart(11)   # a checkpoint
+  now[0] = 155.0
+  log.take(16, sums)
+  log.flush()
+  log.close()
+  assert [(line['step'], line.get('images_per_second'), line.get('input_wait')) for line in records(tmp_path)] == [
+      (1, None, None), (11, 20.0, 0.125), (16, 40.0, 0.0)]
+
+
+def test_the_best_network_is_kept(tmp_path):
+  """Only what is better than all before is saved, also after a run has gone on."""
+  def steps():
+    return [path.name for path in tmp_path.iterdir()]
+  state = {'w': jnp.zeros(3)}
+  best = streamed.Best(tmp_path, True, -1.0, 0)
+  best.offer(1, 0.5, lambda x: x, state)
+  best.offer(2, 0.4, lambda x: x, state)
+  best.offer(3, 0.5, lambda x: x, state)
+  best.close()
+  assert steps() == ['1']
+  best = streamed.Best(tmp_path, True, 0.5, 3)
+  best.offer(4, 0.5, lambda x: x, state)
+  best.offer(5, 0.6, lambda x: x, state)
+  best.close()
+  assert steps() == ['5']
 
 
 def test_photographs_have_to_be_there(tree, tmp_path, monkeypatch):
