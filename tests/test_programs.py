@@ -16,6 +16,7 @@ from experiments import programs, train
 from experiments.convolution import Conv2D
 from experiments.data.images import Batch
 from experiments.models import MODELS
+from powerprop import masks
 
 SIZE, BATCH, CLASSES = 12, 16, 4
 
@@ -241,6 +242,18 @@ def test_scores_of_ties_and_of_what_is_no_number():
   pictures = np.zeros((BATCH, 1, 1, 3), np.uint8)
   hits = programs.make_score(setting)(logits.astype(np.float32), {}, pictures, labels.astype(np.int32))
   assert (int(hits.images), int(hits.first), int(hits.fifth)) == (8, first.sum(), fifth.sum())
+
+
+def test_a_step_takes_batch_norm_over_parts(plain):
+  """The first loss is that of two halves."""
+  (pictures, labels), = batches(1)
+  parts = programs.in_parts(train.make_loss(plain[0].net, 0.1), 2)
+  state = programs.make_first(plain[0])(None).state
+  theta = train.final_weights(plain[0].group, state.phi)
+  theta = masks.apply(train.final_masks(plain[0].group, state), theta)
+  wanted = float(jax.jit(parts)(theta, state.net_state, pictures / np.float32(255), labels)[0])
+  _, _, (loss,) = trained(steps=1, **{'stream.batch_norm_parts': 2})
+  assert loss == pytest.approx(wanted, rel=1e-5) and abs(loss - plain[2][0]) > 1e-4
 
 
 def test_sums_over_hosts():
