@@ -402,6 +402,21 @@ def test_a_dry_run_tells_what_a_run_then_does(finished):
   assert '1,467 parameters, 1,416 of them weights' in text and '60 steps of 8 images: 480 images' in text
 
 
+def test_a_dry_run_of_more_devices_than_there_are():
+  """As many of the CPU stand in for them; a run would be refused."""
+  environment = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'} | {'PYTHONPATH': f'{ROOT}'}
+  flags = ['--config=configs/imagenette.py:rigl', '--dry_run', '--config.stream.image_size=32']
+  texts = []
+  for shards in (1, 8):
+    done = subprocess.run([sys.executable, '-m', 'experiments.main', *flags, f'--config.stream.shards={shards}'], cwd=ROOT,
+                          env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    texts.append(done.stdout)
+  assert 'images on 1 x cpu' in texts[0] and 'images on 8 x cpu' in texts[1]
+  one, eight = (float(text.partition('memory of each device: ')[2].partition(' GB')[0]) for text in texts)
+  assert eight < 0.5 * one
+
+
 @pytest.mark.parametrize('variant', ['dense', 'gradual', 'top_kast'])
 def test_shares_by_rule(variant):
   """Two thirds of the operations go with the forward densities, one with the backward ones."""
