@@ -22,9 +22,10 @@ SURROGATE = 100, 100   # of the leaf on which masks are tried: densities in step
 
 def describe(config: ml_collections.ConfigDict) -> str:
   """Lines for a reader, and a table of the layers as Markdown."""
-  setting = programs.prepare(config)
+  on = devices_for(config)
+  setting = programs.prepare(config, on)
   theta, _ = jax.eval_shape(lambda: programs.first_weights(setting.net, programs.image_shape(setting), 0))
-  size, devices = sum(math.prod(x.shape) for x in jax.tree.leaves(theta)), jax.device_count()
+  size, devices = sum(math.prod(x.shape) for x in jax.tree.leaves(theta)), len(on)
   plan = phases(setting, theta)
   images, dense = config.steps * config.batch_size, config.steps * flops.training_step(setting.costs)
   spent = flops.training(setting.costs, plan)
@@ -32,7 +33,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
   lines = [
       f'{config.name}: {sweep.group_name(setting.group, config)}, {setting.group.axes["algorithm"]}',
       f'{size:,} parameters, {sum(setting.costs.sizes[name] for name in weights_of(theta)):,} of them weights',
-      f'{config.steps:,} steps of {config.batch_size:,} images: {images:,} images on {devices} x {jax.devices()[0].device_kind}',
+      f'{config.steps:,} steps of {config.batch_size:,} images: {images:,} images on {devices} x {on[0].device_kind}',
       f'training: {spent:.3g} operations, {spent / dense:.3f} of dense training; a forward pass of one image: '
       f'{flops.forward(setting.costs) / config.batch_size:.3g} dense, '
       f'{flops.forward(setting.costs, plan[-1].forward) / config.batch_size:.3g} at the end',
@@ -42,6 +43,12 @@ def describe(config: ml_collections.ConfigDict) -> str:
            f'{setting.costs.leaves[name] / config.batch_size:.3g}'] for name in weights_of(theta)]
   return '\n'.join(lines) + '\n\n' + markdown(
       Table(['layer', 'weights', '% kept at the end', 'operations of one image'], rows))
+
+
+def devices_for(config: ml_collections.ConfigDict) -> list[jax.Device]:
+  """Those that there are, or, where they are no multiple of the shards, as many of the CPU, in place of the real ones."""
+  shards = max(1, config.stream.shards)
+  return jax.devices() if jax.device_count() % shards == 0 else jax.devices('cpu')[:shards]
 
 
 def weights_of(theta: Tree) -> list[str]:

@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     if config.protocol != 'streamed':
       raise UserError(f"--dry_run is for the protocol 'streamed', and config.protocol is {config.protocol!r}.")
     from experiments import dry_run, streamed
-    streamed.check(config)
+    streamed.check(config, len(dry_run.devices_for(config)))
     print(dry_run.describe(config))
     return
   import jax
@@ -98,11 +98,13 @@ def join_hosts() -> None:
 
 def one_device_a_core(config) -> None:
   """Without an accelerator, as many CPU devices as there are cores and networks: a core then trains networks of its own, 1.4
-  times as fast on two cores as all cores on each matrix product. A number of devices chosen in XLA_FLAGS stands."""
+  times as fast on two cores as all cores on each matrix product. For --dry_run as many as share the parameters. A number of
+  devices chosen in XLA_FLAGS stands."""
   if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
     import jax
     nets = math.prod(len(values) for values in config.sweep.values())
-    jax.config.update('jax_num_cpu_devices', max(1, min(len(os.sched_getaffinity(0)), nets)))
+    shards = config.stream.shards if DRY_RUN.value else 1
+    jax.config.update('jax_num_cpu_devices', max(1, min(len(os.sched_getaffinity(0)), nets), shards))
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -12,6 +12,8 @@ from experiments.data.files import environment_root
 from experiments.errors import UserError
 from experiments.progress import say
 
+NAMED = 4   # at most so many classes are named in an error
+
 
 class Loads(NamedTuple):
   """What is read: the images of the training split, and which of them are for training and for validation; those of the test."""
@@ -23,7 +25,7 @@ class Loads(NamedTuple):
 
 
 def open_images(config: ml_collections.ConfigDict) -> Loads:
-  """Raises DataError where there are none, or a set of another number of classes."""
+  """Raises DataError where there are none; UserError for another number of classes, or classes that differ between the splits."""
   stream, around = config.stream, None if config.data_dir else environment_root()
   if not (config.data_dir or around):
     raise UserError(f'photographs are needed: --config.data_dir=DIRECTORY, or the folder {config.dataset} in $POWERPROP_DATA.')
@@ -35,6 +37,9 @@ def open_images(config: ml_collections.ConfigDict) -> Loads:
       raise UserError(f'config.stream.classes is {stream.classes}, and there are {source.described}.')
     loads.append(images.Load(source, stream.image_size, stream.on_damage))
     say(f'{split}: {source.described}')
+  if differ := sorted(set(loads[0].source.names) ^ set(loads[1].source.names)):   # they are numbered in the order of their names
+    raise UserError(f'{root}: training and validation must have classes of the same names; only one of them has '
+                    f'{", ".join(differ[:NAMED])}{" and others" if len(differ) > NAMED else ""}.')
   train_on, validate_on = images.divide(len(loads[0].source), stream.held_out)
   if len(train_on) < config.batch_size:
     raise UserError(f'config.batch_size must be at most the {len(train_on):,} images for training, got {config.batch_size}.')

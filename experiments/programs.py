@@ -6,7 +6,7 @@ first axis, and shared out along the second.
 import collections
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments import sweep, train
 from experiments.checkpoint import pack, unpack
+from experiments.convolution import Conv2D
 from experiments.data import images
 from experiments.models import MODELS, Model
 from powerprop import flops
@@ -59,15 +60,16 @@ class Setting(NamedTuple):
   shapes: Any                # of `Running`; None before they are known
 
 
-def prepare(config: ml_collections.ConfigDict) -> Setting:
-  """Network, group and costs, by shapes alone: no data are needed."""
+def prepare(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Setting:
+  """Network, group and costs, by shapes alone: no data are needed. `devices`: by default all that there are."""
   stream = config.stream
   model = MODELS[config.model](stream.classes, config.bias_stddev)
   net = hk.transform_with_state(in_precision(model.forward, COMPUTE[stream.compute]))
   (group,) = sweep.make_groups(config)
   shape = stream.image_size, stream.image_size, 3
   sweep.check_sparsities([group], net, shape)
-  mesh = jax.make_mesh((jax.device_count() // stream.shards, stream.shards), AXES, axis_types=(AxisType.Auto,) * 2)
+  devices = jax.devices() if devices is None else devices
+  mesh = jax.make_mesh((len(devices) // stream.shards, stream.shards), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
   theta, net_state = jax.eval_shape(functools.partial(first_weights, net, shape), 0)
   batch = jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32)
   costs = flops.count(lambda p, s, x: net.apply(p, s, None, x, True)[0], theta, net_state, batch)
@@ -76,11 +78,13 @@ def prepare(config: ml_collections.ConfigDict) -> Setting:
 
 
 def in_precision(forward: Callable[..., jax.Array], compute: Any) -> Callable[..., jax.Array]:
-  """The network with its products in `compute`, and activations between layers; BatchNorm's statistics, all parameters and the
-  logits stay float32."""
+  """The network with its convolutions in `compute`, and activations between layers; BatchNorm's statistics, linear layers, whose
+  share of the products is small, with the logits, and all parameters stay float32."""
   if compute == jnp.float32:
     return forward
-  layers = {hk.Conv2D: (compute, compute), hk.Linear: (compute, jnp.float32), hk.BatchNorm: (jnp.float32, compute)}
+  layers: dict[type[hk.Module], tuple[Any, Any]] = {
+      hk.Conv2D: (compute, compute), Conv2D: (compute, compute), hk.Linear: (jnp.float32, jnp.float32),
+      hk.BatchNorm: (jnp.float32, compute)}
 
   def wrapped(images: jax.Array, is_training: bool) -> jax.Array:
     with contextlib.ExitStack() as stack:
@@ -218,6 +222,17 @@ def make_cut(setting: Setting) -> Callable[[Running], tuple[Running, Sums]]:
   return jax.jit(cut, donate_argnums=0, in_shardings=(places,), out_shardings=(places, everywhere(setting.mesh)))
 
 
+def make_sum(mesh: Mesh) -> Callable[[Sequence[int]], jax.Array]:
+  """The function: numbers of each host → int32 [N], their sums over all hosts. It does not wait for the devices."""
+  add = jax.jit(lambda x: jnp.sum(x, 0), out_shardings=everywhere(mesh))
+
+  def over_hosts(numbers: Sequence[int]) -> jax.Array:
+    mine = np.zeros((len(mesh.local_devices), len(numbers)), np.int32)
+    mine[0] = numbers
+    return add(jax.make_array_from_process_local_data(by_image(mesh), mine))
+  return over_hosts
+
+
 def scored_shapes(setting: Setting) -> Any:
   if setting.group.first_masks is None:
     return None
@@ -235,16 +250,18 @@ class Hits(NamedTuple):
 
 
 def make_score(setting: Setting) -> Callable[..., Hits]:
-  """The program (θ, network state, images uint8, labels, with −1 for none) → sums."""
+  """The program (θ, network state, images uint8, labels, with −1 for none) → sums. Of equal logits the first is the likelier, and
+  an image with one that is NaN is wrong."""
   def score(theta, net_state, images, labels):
     logits = setting.net.apply(theta, net_state, None, train.pixels(images), False)[0]
     real = labels >= 0
     own = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], 1)
-    above = jnp.sum((logits > own) & real[:, None], 1)
+    earlier = jnp.arange(logits.shape[1])[None] < labels[:, None]
+    above = jnp.sum((logits > own) | (logits == own) & earlier, 1)
+    above = jnp.where(jnp.any(jnp.isnan(logits), 1), 5, above)   # not among the five likeliest
     entropy = jax.nn.logsumexp(logits, axis=1) - own[:, 0]
     def total(x):
       return jnp.sum(jnp.where(real, x, 0), dtype=jnp.int32)
-    best = jnp.argmax(logits, 1) == labels
-    return Hits(total(jnp.ones_like(real)), total(best), total(above < 5), jnp.sum(jnp.where(real, entropy, 0)))
+    return Hits(total(jnp.ones_like(real)), total(above < 1), total(above < 5), jnp.sum(jnp.where(real, entropy, 0)))
   whole, mapped = everywhere(setting.mesh), by_image(setting.mesh)
   return jax.jit(score, in_shardings=(None, None, mapped, mapped), out_shardings=whole)

@@ -3,6 +3,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from configs import imagenet, sweeps
+from experiments.errors import UserError
 from experiments.results import Run, Table, percent, share, summarise
 
 # What may differ from the config of a cell without making it another one: what is read from where, by how many, and how often
@@ -19,19 +20,29 @@ def cell_of(run: Run) -> str | None:
 
 
 def published_table(runs: Sequence[Run]) -> Table | None:
-  """A line for each cell among `runs`, those of other seeds together: top-1 accuracy on the validation images of ImageNet, ours
-  and as published, in %, and with what settings ours differs. None where there are none."""
-  found: dict[str, list[Run]] = {}
+  """A line for each cell among `runs` and each setting of it, other seeds together: top-1 accuracy on the validation images of
+  ImageNet, ours and as published, in %, and with what settings ours differs. None where there are none.
+
+  Raises: UserError where two runs of one line have the same seed.
+  """
+  found: dict[str, dict[tuple[str, ...], list[Run]]] = {}
   for run in runs:
     if (cell := cell_of(run)) is not None:
-      found.setdefault(cell, []).append(run)
-  lines = [_line(cell, found[cell]) for cell in imagenet.CELLS if cell in found]   # in the order of the cells
+      found.setdefault(cell, {}).setdefault(tuple(differences(cell, run.config)), []).append(run)
+  lines = [_line(cell, otherwise, found[cell][otherwise])   # in the order of the cells
+           for cell in imagenet.CELLS if cell in found for otherwise in sorted(found[cell])]
   header = ['cell', 'n', 'kept', 'training (% of dense)', 'accuracy (%)', 'published (%)', 'difference', 'source',
             'set otherwise']
   return Table(header, lines) if lines else None
 
 
-def _line(cell: str, runs: Sequence[Run]) -> list[str]:
+def _line(cell: str, otherwise: Sequence[str], runs: Sequence[Run]) -> list[str]:
+  of_seed: dict[Any, Run] = {}
+  for run in runs:
+    (seed,) = run.config['sweep']['seed']
+    if seed in of_seed:
+      raise UserError(f'{of_seed[seed].workdir} and {run.workdir} are both {cell} with seed {seed}; each seed may come once.')
+    of_seed[seed] = run
   rows = [row for run in runs for row in run.results if not cell.startswith('dense') or (row['scope'], row['density']) == DENSE]
   accuracy = summarise(row['test_accuracy'] for row in rows)
   kept = summarise(row['kept'] / row['weights'] for row in rows)
@@ -41,7 +52,6 @@ def _line(cell: str, runs: Sequence[Run]) -> list[str]:
       f'{known.accuracy:g}', f'{100 * accuracy.mean - known.accuracy:+z.2f}' if accuracy.n and there else '–', known.source]
   # In runs the unit is dense training of the same length; here one of length 1, as papers have it.
   cost = summarise(times * row['training_operations'] for run in runs for row in run.statistics)
-  otherwise = sorted({text for run in runs for text in differences(cell, run.config)})
   return [cell, str(accuracy.n), share(kept.mean), percent(cost, decimals=1), percent(accuracy), *beside,
           ', '.join(otherwise) or 'nothing']
 

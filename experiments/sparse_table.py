@@ -3,8 +3,9 @@
   python -m experiments.sparse_table --out=results/mnist_sparse runs/mnist_sparse/*
 
 Reads what each run left in its workdir and writes to --out: table.md, cells.csv (a row for each algorithm, power and density)
-and figures/algorithms.png and .svg. Runs that only chose a learning rate, named *_tuning, and directories without a finished run
-are left out, and named.
+and figures/algorithms.png and .svg. Runs that differ in seeds or sparsity alone go together; where networks were pruned in
+several ways, each has a row of its own. Runs that only chose a learning rate, named *_tuning, and directories without a finished
+run are left out, and named.
 """
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from experiments.results import (
   NET,
   TRAINED,
   Row,
+  Run,
   Summary,
   Table,
   best_settings,
@@ -33,8 +35,9 @@ from experiments.results import (
   share,
   summarise,
   validation_score,
+  word,
 )
-from experiments.workdir import write_atomic, write_csv
+from experiments.workdir import WITHOUT_EFFECT, flat, write_atomic, write_csv
 
 FLAGS = flags.FlagValues()   # of this command alone
 OUT = flags.DEFINE_string('out', None, 'Required. Directory for table.md, cells.csv and figures/; made if it is not there.',
@@ -47,6 +50,9 @@ TITLES = {
     'one_shot': 'one-shot',
     'soft_threshold': 'STR', 'hard_concrete': 'L0', 'square_difference': 'v⊙v − u⊙u',
     'lottery': 'lottery ticket'}
+
+# In what runs may differ whose networks stand in one row.
+TOGETHER = frozenset({'name', 'sweep.seed', 'sweep.sparsity', *WITHOUT_EFFECT})
 
 
 class Cell(NamedTuple):
@@ -84,29 +90,53 @@ def differences(workdirs: Sequence[Path]) -> str:
 
 
 def read_cells(workdirs: Sequence[Path]) -> dict[tuple[str, float, float], Cell]:
-  """(algorithm, α, density) → what its networks reached, at the learning rate and penalty of best validation accuracy.
+  """(row, α, density) → what its networks reached, at the learning rate and penalty of best validation accuracy. A row is an
+  algorithm, or 'ALGORITHM SCOPE' where its networks were pruned in several ways.
 
-  Raises: UserError where two runs have networks of one algorithm and power.
+  Raises: UserError where two runs of one algorithm and power differ in more than TOGETHER, or have a network twice.
   """
-  found: dict[tuple[str, float, float], Cell] = {}
+  runs_of: dict[tuple[str, float], list[Run]] = {}
   for workdir in workdirs:
     run = read_run(workdir)
-    spent = {net_of(row): row['training_operations'] for row in run.statistics}
-    for key, rows in groups(run.results, ['algorithm', 'alpha']).items():
-      if any(key == other[:2] for other in found):
-        raise UserError(f'{workdir} has networks of {key[0]} at α = {key[1]:g}, as another of these runs has.')
-      if (key[0] in OWN_PARAMETERS or key[0] == 'lottery') and rows[0]['scope'] == TRAINED:
-        by_density = nearest(rows, run.config['prune']['densities'])
+    for (algorithm, alpha), rows in groups(run.results, ['algorithm', 'alpha']).items():
+      runs_of.setdefault((algorithm, alpha), []).append(run._replace(results=rows))
+  scopes: dict[str, set[str]] = {}
+  for (algorithm, _), runs in runs_of.items():
+    refuse_unlike(algorithm, runs)
+    scopes.setdefault(algorithm, set()).update(row['scope'] for run in runs for row in run.results)
+  found: dict[tuple[str, float, float], Cell] = {}
+  for (algorithm, alpha), runs in runs_of.items():
+    spent = {net_of(row): row['training_operations'] for run in runs for row in run.statistics}
+    for (scope,), rows in groups([row for run in runs for row in run.results], ['scope']).items():
+      name = algorithm if len(scopes[algorithm]) == 1 else f'{algorithm} {scope}'
+      if (algorithm in OWN_PARAMETERS or algorithm == 'lottery') and scope == TRAINED:
+        by_density = nearest(rows, runs[0].config['prune']['densities'])
       else:
         tuned = [axis for axis in ('learning_rate', 'penalty') if len(groups(rows, [axis])) > 1]
         best = best_settings(rows, tuned) if tuned else rows
         by_density = groups([row | {'density': nominal(row)} for row in best], ['density'])
       for (density,), some in by_density.items():
         accuracies = {int(row['seed']): row['test_accuracy'] for row in some}
+        if len(accuracies) < len(some):
+          twice = next(seed for seed in accuracies if sum(row['seed'] == seed for row in some) > 1)
+          raise UserError(f'{", ".join(str(run.workdir) for run in runs)}: {title(name)} at α = {alpha:g} and density '
+                          f'{density:g} has networks of seed {twice} more than once; each seed may come once.')
         reached = None if nominal(some[0]) == density else float(np.mean([row['kept'] / row['weights'] for row in some]))
-        found[(*key, density)] = Cell(summarise(accuracies.values()), accuracies, summarise(spent[net_of(row)] for row in some),
-                                      sorted({row['learning_rate'] for row in some}), reached)
+        cost, rates = summarise(spent[net_of(row)] for row in some), sorted({row['learning_rate'] for row in some})
+        found[name, alpha, density] = Cell(summarise(accuracies.values()), accuracies, cost, rates, reached)
   return found
+
+
+def refuse_unlike(algorithm: str, runs: Sequence[Run]) -> None:
+  """Raises UserError where runs of one algorithm and power differ in more than TOGETHER. What an older run's config lacks is no
+  difference."""
+  first = flat(runs[0].config)
+  for other in runs[1:]:
+    for key, value in flat(other.config).items():
+      if key not in TOGETHER and first.get(key, value) != value:
+        raise UserError(f'{runs[0].workdir} and {other.workdir} both have networks of {algorithm} at α = '
+                        f'{other.results[0]["alpha"]:g}, and differ in {key}: {first[key]} and {value}; they may differ in seeds '
+                        'and sparsity alone.')
 
 
 def nominal(row: Row) -> float:
@@ -145,10 +175,15 @@ def net_of(row: Row) -> tuple[Any, ...]:
   return tuple(row[name] for name in NET)
 
 
+def title(row: str) -> str:
+  algorithm, _, scope = row.partition(' ')
+  return TITLES.get(algorithm, algorithm) + (f', {word(scope)}' if scope else '')
+
+
 def axes(cells: dict[tuple[str, float, float], Cell]) -> tuple[list[str], list[float], list[float]]:
   """Algorithms in the order of their titles, powers ascending, densities descending."""
-  names = {key[0] for key in cells}
-  order = [name for name in TITLES if name in names]
+  names = dict.fromkeys(key[0] for key in cells)
+  order = [name for algorithm in TITLES for name in names if name.partition(' ')[0] == algorithm]
   return order, sorted({key[1] for key in cells}), sorted({key[2] for key in cells}, reverse=True)
 
 
@@ -176,12 +211,12 @@ def table(cells: dict[tuple[str, float, float], Cell]) -> Table:
       cost = sorted({f'{100 * cell.training_operations.mean:.0f}': cell.training_operations.mean for cell in known}.items(),
                     key=lambda pair: pair[1])
       rates = sorted({rate for cell in known for rate in cell.rates})
-      lines.append([TITLES.get(name, name), f'{alpha:g}', ' '.join(f'{rate:g}' for rate in rates),
+      lines.append([title(name), f'{alpha:g}', ' '.join(f'{rate:g}' for rate in rates),
                     ' to '.join(dict.fromkeys((cost[0][0], cost[-1][0]))),
                     *(percent(cell.accuracy) + reached(cell) if cell else '' for cell in row)])
     if len(powers) > 1:
       gained = [percent(gains(cells, name, density), '+') for density in densities]
-      lines.append([TITLES.get(name, name), 'gain', '', '', *gained])
+      lines.append([title(name), 'gain', '', '', *gained])
   return Table(['algorithm', 'α', 'learning rate', 'training (% of dense)', *map(share, densities)], lines)
 
 
@@ -223,7 +258,7 @@ def figure(cells: dict[tuple[str, float, float], Cell]) -> Any:
   panels = [(f'{share(density)} kept', {f'α = {alpha:g}': dots(density, alpha) for alpha in powers}) for density in shown(cells)]
   hollow = any(one.hollow.any() for _, found in panels for one in found.values())
   note = f'mean ± sd, n = {networks(cells)}' + ('\nhollow: another density, see the table' if hollow else '')
-  return figures.dots_figure([TITLES.get(name, name) for name in names], panels, note)
+  return figures.dots_figure([title(name) for name in names], panels, note)
 
 
 def shown(cells: dict[tuple[str, float, float], Cell]) -> list[float]:

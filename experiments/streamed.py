@@ -29,12 +29,14 @@ from experiments.streamed_evaluate import Evaluator, final_evaluation
 from powerprop import flops
 from powerprop.reparam import leaf_name
 
+ODD = {images.CONVERTED: 'converted_images', images.REPLACED: 'replaced_images'}   # in metrics: of all hosts and steps so far
 IN_FLIGHT = 4            # steps that the host may be ahead of the devices
 
 # Dense operations a second at best, multiplication and addition counted as two, by what JAX calls the device: bfloat16, and
-# float32 as JAX multiplies by default (TF32 on these GPUs). From the makers' data sheets.
-PEAKS = {'NVIDIA A100': (312e12, 156e12), 'NVIDIA H100': (989e12, 495e12), 'NVIDIA H200': (989e12, 495e12),
-         'TPU v4': (275e12, 275e12), 'TPU v5 lite': (197e12, 197e12), 'TPU v5p': (459e12, 459e12)}
+# float32 as JAX multiplies by default (TF32 on these GPUs). From the makers' data sheets. The first whose name it begins with.
+PEAKS = {'NVIDIA A100': (312e12, 156e12), 'NVIDIA H100 PCIe': (756e12, 378e12), 'NVIDIA H100 NVL': (835e12, 418e12),
+         'NVIDIA H100': (989e12, 495e12), 'NVIDIA H200 NVL': (835e12, 418e12), 'NVIDIA H200': (989e12, 495e12),
+         'TPU v4': (275e12, 275e12), 'TPU v5 lite': (197e12, 197e12), 'TPU v5': (459e12, 459e12)}   # the last is v5p
 
 
 def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -52,17 +54,16 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   found = final_evaluation(setting, loads, state)
   finished = time.monotonic()
   if jax.process_index() == 0:
-    # Without images held out there is no accuracy on them: NaN.
-    sizes = {'validation': len(loads.validation) or float('nan'), 'test': len(loads.test)}
+    sizes = {part: n or float('nan') for part, n in found['images'].items()}   # no accuracy on no images
     shares = run_files.shares_of_dense(config.steps, setting.costs, np.array([[spent]]), [found])
     run_files.workdir_files(config, setting.nets, sizes, workdir, [setting.group], [found], shares)
-    run_files.write_run(workdir, origin | {'data': loads.load.source.described},
+    run_files.write_run(workdir, origin | {'data': loads.load.source.described, 'evaluated_images': found['images']},
                          {'start': ready - started, 'training': seconds, 'evaluation': finished - trained})
     run_files.finish(workdir)
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-  """Raises UserError naming the first key whose value cannot be used."""
+def check(config: ml_collections.ConfigDict, devices: int | None = None) -> None:
+  """Raises UserError naming the first key whose value cannot be used, on so many devices, or those that there are."""
   sweep.check(config)
   stream = config.stream
 
@@ -79,7 +80,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   need(stream.held_out != 1, 'stream.held_out', '0, or at least 2')
   need(stream.on_damage in images.ON_DAMAGE, 'stream.on_damage', f'one of {list(images.ON_DAMAGE)}')
   need(stream.compute in programs.COMPUTE, 'stream.compute', f'one of {sorted(programs.COMPUTE)}')
-  devices = jax.device_count()
+  devices = devices or jax.device_count()
   need(devices % stream.shards == 0, 'stream.shards', f'a divisor of the {devices} devices')
   need(config.batch_size % devices == 0, 'batch_size', f'a multiple of the {devices} devices')
   need(config.batch_size % stream.batch_norm_parts == 0, 'stream.batch_norm_parts',
@@ -111,6 +112,9 @@ def fit(setting: Setting, loads: Loads, workdir: pathlib.Path) -> tuple[train.Tr
     trace.begin(step)
     batch = log.wait(batches)
     running, loss = one_step(running, step - 1, batch.images, batch.labels)
+    if step == done + 1:
+      loss.block_until_ready()
+      log.restart(step)   # it has been compiled
     flying.append(loss)
     if len(flying) > IN_FLIGHT:
       flying.popleft().block_until_ready()
@@ -127,7 +131,7 @@ def fit(setting: Setting, loads: Loads, workdir: pathlib.Path) -> tuple[train.Tr
     if saving:
       log.flush()   # first: a checkpoint stands for all that came before it
       checkpoints.save(step, gather(running.state))
-      log.restart()
+      log.restart(step)
     if stopping:
       break
   for part in (checkpoints, best, log, trace, stop):
@@ -147,21 +151,22 @@ class Log:
     last = self._metrics.last if self._metrics else {}
     self.spent, self.best = last.get('operations', {}).get(self._name, [0.0])[0], last.get('best', -1.0)
     self._progress = Progress(setting.config.steps, done, 1, last.get('seconds', 0.0))
-    self._pending: tuple[int, int, programs.Sums, float, float] | None = None
+    self._pending: tuple[int, int, int, programs.Sums, jax.Array, float, float] | None = None
+    self._over_hosts, self._odd_before = programs.make_sum(setting.mesh), [last.get(name, 0) for name in ODD.values()]
     self._scores: dict[str, float] = {}
     if jax.process_count() > 1:   # the file is the first host's; all decide alike on what is the best
-      self.best = float(multihost_utils.broadcast_one_to_all(np.float32(self.best)))
+      self.best = of_first_host(self.best)
     self._leaves = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(setting.shapes.state.phi)]
-    self._since, self._waited = done, 0.0
-    self.restart()
+    self._since = done
+    self.restart(done)
 
   @property
   def seconds(self) -> float:
     return self._progress.seconds
 
-  def restart(self) -> None:
-    """The clock of the throughput: time for checkpoints is left out."""
-    self._began = time.monotonic()
+  def restart(self, step: int) -> None:
+    """The clock of the throughput, which is of the steps after this one: compiling, checkpoints and evaluation are left out."""
+    self._timed, self._waited, self._began = step, 0.0, time.monotonic()
 
   def wait(self, batches: Iterator[tuple[images.Batch, images.Batch]]) -> images.Batch:
     began = time.monotonic()
@@ -172,34 +177,38 @@ class Log:
 
   def take(self, step: int, sums: programs.Sums) -> None:
     self.flush()
-    now = time.monotonic()
-    self._pending = step, step - self._since, sums, self._waited, now - self._began
-    self._since, self._waited, self._began = step, 0.0, now
+    seconds = time.monotonic() - self._began
+    odd = self._over_hosts([self._odd.counts[kind] for kind in ODD])
+    self._pending = step, step - self._since, step - self._timed, sums, odd, self._waited, seconds
+    self._since = step
+    self.restart(step)
 
   def add(self, scores: dict[str, float]) -> None:
     """Accuracies go with what was taken last."""
     self._scores, self.best = scores, max(self.best, scores['accuracy'])
     self.flush()
-    self.restart()
+    self.restart(self._since)
 
   def flush(self) -> None:
     """Writes what was taken. Raises UserError where training is no longer finite."""
     if self._pending is None:
       return
-    (step, taken, sums, waited, seconds), self._pending = self._pending, None
+    (step, taken, timed, sums, odd, waited, seconds), self._pending = self._pending, None
     config, costs = self._setting.config, self._setting.costs
     tally, guard = jax.tree.map(np.asarray, sums)
     refuse(self._leaves, guard)
     mean = jax.tree.map(lambda x: np.asarray(x)[None] / taken, tally)
-    loss, speed = float(mean.loss[0]), taken * config.batch_size / seconds
+    loss, values = float(mean.loss[0]), dict(self._scores)
     self.spent += train.operations(costs, taken, mean)[0]
-    values = {'images_per_second': round(speed, 2), 'input_wait': round(waited / seconds, 4), **self._scores}
-    if (peak := peak_flops(config)):
-      dense = flops.training_step(costs) / config.batch_size   # of an image: what a dense network would take
-      values['utilisation'] = round(speed * dense / (peak * jax.device_count()), 4)
+    if timed:   # after the first step alone there is nothing to tell yet
+      speed = timed * config.batch_size / seconds
+      values |= {'images_per_second': round(speed, 2), 'input_wait': round(waited / seconds, 4)}
+      if (peak := peak_flops(config)):
+        dense = flops.training_step(costs) / config.batch_size   # of an image: what a dense network would take
+        values['utilisation'] = round(speed * dense / (peak * jax.device_count()), 4)
     record = {'seconds': round(self.seconds, 3), 'train_loss': {self._name: [loss]},
-              'operations': {self._name: [self.spent]}, 'best': self.best, 'converted_images': self._odd.counts[images.CONVERTED],
-              'replaced_images': self._odd.counts[images.REPLACED]}
+              'operations': {self._name: [self.spent]}, 'best': self.best,
+              **dict(zip(ODD.values(), (np.asarray(odd) + self._odd_before).tolist(), strict=True))}
     self._scores = {}
     if self._metrics:
       self._metrics.write(step, record | values, {'train_loss': loss, **values})
@@ -209,6 +218,11 @@ class Log:
     self._progress.end()
     if self._metrics:
       self._metrics.close()
+
+
+def of_first_host(x: float) -> float:
+  """The first host's number on all, to the bit: JAX would make float32 of it."""
+  return float(np.asarray(multihost_utils.broadcast_one_to_all(np.array([x]).view(np.uint32))).view(np.float64)[0])
 
 
 def scored_images(setting: Setting, loads: Loads) -> Any:
@@ -235,8 +249,11 @@ def peak_flops(config: ml_collections.ConfigDict) -> float:
   """Operations a second of one device at best; 0 where that is not known."""
   if config.stream.peak_flops:
     return config.stream.peak_flops
-  kind, column = jax.devices()[0].device_kind, 0 if config.stream.compute == 'bfloat16' else 1
-  return next((peaks[column] for known, peaks in PEAKS.items() if kind.startswith(known)), 0.0)
+  return known_peak(jax.devices()[0].device_kind)[0 if config.stream.compute == 'bfloat16' else 1]
+
+
+def known_peak(kind: str) -> tuple[float, float]:
+  return next((peaks for known, peaks in PEAKS.items() if kind.startswith(known)), (0.0, 0.0))
 
 
 class Stop:
@@ -271,7 +288,7 @@ class Trace:
       self._on = True
 
   def end(self, step: int, loss: jax.Array) -> None:
-    if step == self._first + self._steps - 1:
+    if self._on and step == self._first + self._steps - 1:
       loss.block_until_ready()
       self.close()
 

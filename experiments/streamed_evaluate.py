@@ -28,7 +28,7 @@ class Evaluator:
     """On the images held out from training, or on the test split where there are none."""
     part = 'validation' if len(self._loads.validation) else 'test'
     hits = self.on(part, self._final(state), state.net_state)
-    n = int(hits.images)
+    n = int(hits.images) or float('nan')
     return {'accuracy': int(hits.first) / n, 'top_five': int(hits.fifth) / n, 'loss': float(hits.loss) / n}
 
   def on(self, part: str, theta: Tree, net_state: Tree) -> Hits:
@@ -49,7 +49,8 @@ def final_weights(group: train.Group, state: train.TrainState) -> Tree:
 
 
 def final_evaluation(setting: Setting, loads: Loads, state: train.TrainState) -> dict[str, Any]:
-  """What `run_files.workdir_files` wants of a group: accuracies at the sparsity that was trained, or at all densities."""
+  """What `run_files.workdir_files` wants of a group: hits at the sparsity that was trained, or at all densities; and of how many
+  images: those that cannot be read are left out."""
   config, group, mesh = setting.config, setting.group, setting.mesh
   scopes, prune = sweep.scopes_of(group, config), config.prune
   whole = everywhere(mesh)
@@ -60,15 +61,16 @@ def final_evaluation(setting: Setting, loads: Loads, state: train.TrainState) ->
   select = jax.jit(evaluate.select, static_argnums=2, out_shardings=whole)
   survivors = select(after, figure, 'layer') if trained is None else trained
   overlap = jax.jit(masks.overlap)
-  evaluator, recalibrate = Evaluator(setting, loads), make_recalibrate(setting, loads)
+  evaluator, recalibrate, images_of = Evaluator(setting, loads), make_recalibrate(setting, loads), dict[str, int]()
 
   def measure(scope, mask, start):
     pruned = masks.apply(mask, after)
     net_state = recalibrate(pruned, state.net_state) if scope.endswith('recalibrated') else state.net_state
-    hits = {part: int(evaluator.on(part, pruned, net_state).first) for part in ('validation', 'test')}
+    hits = {part: evaluator.on(part, pruned, net_state) for part in ('validation', 'test')}
+    images_of.update({part: int(found.images) for part, found in hits.items()})
     kept = sum(int(jnp.sum(m)) for m in jax.tree.leaves(mask))
     say(f'evaluated {scope}: {kept:,} weights kept')
-    return kept, float(overlap(start, mask)), hits['validation'], hits['test']
+    return kept, float(overlap(start, mask)), int(hits['validation'].first), int(hits['test'].first)
 
   if scopes == (TRAINED,):
     table = [[measure(TRAINED, trained, select(before, jax.jit(masks.counts)(trained), 'layer'))]]
@@ -80,7 +82,7 @@ def final_evaluation(setting: Setting, loads: Loads, state: train.TrainState) ->
   found = evaluate.Evaluation(kept, overlaps, validation, test, finite, {k: v[None] for k, v in statistics.items()})
   return {'evaluation': found, 'sample': evaluate.sample_weights(before, after, survivors, prune.sampled_weights),
           'kept': {} if trained is None else jax.tree.map(lambda n: np.asarray(n)[None], jax.jit(masks.counts)(trained)),
-          'weights': sum(x.size for x in jax.tree.leaves(survivors))}
+          'weights': sum(x.size for x in jax.tree.leaves(survivors)), 'images': images_of}
 
 
 def make_recalibrate(setting: Setting, loads: Loads) -> Callable[[Tree, Tree], Tree]:

@@ -1,6 +1,7 @@
 """Checkpoints: what was saved comes back, on any devices, and damage is found."""
 import json
 import re
+import time
 import warnings
 
 import jax
@@ -126,7 +127,42 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage, reas
   step, found = checkpoints.restore(make_tree(0))
   assert step == 10
   assert_same_bits(found, make_tree(10))
-  assert sorted(p.name for p in tmp_path.iterdir()) == ['10', '7']
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['10', '10.damaged', '7']
+  flip(data_file(tmp_path / '10'))   # as happens twice on a bad disk
+  with pytest.warns(UserWarning, match='10 cannot be read'):
+    assert checkpoints.restore(make_tree(0))[0] == 7
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['10.damaged', '10.damaged_2', '7']
+  checkpoints.close()
+  assert restore(tmp_path, make_tree(0))[0] == 7
+
+
+def test_what_is_set_aside_is_as_it_was(tmp_path, monkeypatch):
+  """Not the files may be at fault but the memory; given back its name, the checkpoint is whole."""
+  save(tmp_path, [5, 10])
+  checkpoints = Checkpoints(tmp_path, 2)
+  whole = checkpoints._manager.restore
+  def restore_if_small(step, **how):
+    if step == 10:
+      raise MemoryError
+    return whole(step, **how)
+  monkeypatch.setattr(checkpoints._manager, 'restore', restore_if_small)
+  with pytest.warns(UserWarning, match=r'10 cannot be read \(MemoryError\)'):
+    assert checkpoints.restore(make_tree(0))[0] == 5
+  checkpoints.close()
+  (tmp_path / '10.damaged').rename(tmp_path / '10')
+  step, found = restore(tmp_path, make_tree(0))
+  assert step == 10
+  assert_same_bits(found, make_tree(10))
+
+
+def test_checksums_are_there_before_the_next_checkpoint(tmp_path):
+  """So that what a killed run leaves can be trusted."""
+  checkpoints = Checkpoints(tmp_path, 2, background=True)
+  checkpoints.save(5, make_tree(5))
+  until = time.monotonic() + 30
+  while not (tmp_path / '5' / 'sha256.json').exists():
+    assert time.monotonic() < until
+    time.sleep(0.01)
   checkpoints.close()
 
 

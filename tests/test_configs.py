@@ -27,7 +27,7 @@ from configs import (
   sweeps,
 )
 from experiments import data as datasets
-from experiments import dry_run, main, programs, streamed, sweep
+from experiments import dry_run, main, programs, streamed, sweep, train
 from experiments.continual import protocol
 from experiments.continual.methods import METHODS
 from experiments.models import MODELS
@@ -419,3 +419,30 @@ def test_every_cell_is_built_by_shape(cell, resnet):
     of = sum(setting.costs.sizes[name] for name in dry_run.weights_of(theta) if name not in config.sparse.dense)
     dense = sum(setting.costs.sizes[name] for name in config.sparse.dense)
     assert abs((kept - dense) / of - (1 - sparsity)) < 1e-4
+
+
+TWO_STEPS = {'dense': 'dense_powerprop'} | {row.partition('_uniform')[0]: f'{row}_90_powerprop'
+                                            for row in imagenet.ROWS if not row.endswith('_erk')}
+
+
+@pytest.mark.parametrize('cell', [pytest.param(cell, marks=[] if row in ('snip', 'rigl', 'str') else [pytest.mark.slow])
+                                  for row, cell in TWO_STEPS.items()])
+def test_one_of_each_row_takes_two_steps(cell, compiled_quickly):
+  """An eighth of the width, images of 32 × 32, noise: losses near log 10, and nearly all arrays of parameters move."""
+  config = load('imagenet', cell)
+  with config.unlocked():
+    config.update_from_flattened_dict({'model': 'resnet_50_eighth', 'batch_size': 16, 'stream.image_size': 32,
+                                       'stream.classes': 10})
+  setting, rng = programs.prepare(config), np.random.default_rng(0)
+  pictures, labels = rng.integers(0, 256, (16, 32, 32, 3), np.uint8), np.arange(16, dtype=np.int32) % 10
+  scored = None
+  if setting.group.first_masks:
+    scored = np.stack([pictures] * train.SCORED), np.stack([labels] * train.SCORED)
+  running, step = programs.make_first(setting)(scored), programs.make_step(setting)
+  before = jax.tree.map(np.asarray, running.state.phi)
+  for n in range(2):
+    running, loss = step(running, n, pictures, labels)
+    assert abs(float(loss) - np.log(10)) < 2
+  moved = [bool((np.asarray(a) != b).any()) for a, b in zip(
+      jax.tree.leaves(running.state.phi), jax.tree.leaves(before), strict=True)]
+  assert int(running.guard.step) == -1 and np.mean(moved) > 0.9

@@ -1,10 +1,14 @@
 """Photographs from folders and from tensorflow-datasets, and batches of them: the same ones by every road."""
+import contextlib
+import os
 import pathlib
 import pickle
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -101,6 +105,21 @@ def test_what_was_prepared_is_what_was_in_the_archives(prepared, framed):
     assert copy[3] == source[3] and copy.name(7) == source.name(7)
   with pytest.raises(DataError, match=r"has the splits \['train', 'validation'\], not 'test'"):
     Prepared(prepared, 'test')
+
+
+def test_the_newest_version_of_one_set(prepared, tmp_path):
+  """Version 10 is newer than 9, what is incomplete is none; a second set is refused, and may be named."""
+  for name in ('imagenet2012/9.0.0', 'imagenet2012/10.0.0', 'other/1.0.0'):
+    shutil.copytree(prepared, tmp_path / name)
+  (tmp_path / 'imagenet2012' / 'incomplete.X_11.0.0').mkdir()
+  (tmp_path / 'imagenet2012' / 'incomplete.X_11.0.0' / 'dataset_info.json').write_text('{}')
+  newest = tmp_path / 'imagenet2012' / '10.0.0'
+  assert images.open_source(tmp_path / 'imagenet2012', 'train').folder == newest
+  assert images.open_source(newest, 'train').folder == newest
+  with pytest.raises(DataError, match=r'several prepared sets; config\.data_dir must name one of .*/imagenet2012, .*/other$'):
+    images.open_source(tmp_path, 'train')
+  shutil.rmtree(tmp_path / 'other')
+  assert images.open_source(tmp_path, 'train').folder == newest
 
 
 def test_damaged_sets(framed, tmp_path):
@@ -247,6 +266,50 @@ def test_batches_depend_on_seed_and_number_alone(load):
 @pytest.mark.parametrize('workers', [1, 3])
 def test_whatever_the_number_of_processes(load, workers):
   same(take(7, load, workers=workers, start=2), take(9, load)[2:])
+
+
+def children(parent):
+  """Processes that this one has started: /proc has the parent's number behind the name in brackets and the state."""
+  found = []
+  for path in pathlib.Path('/proc').glob('[0-9]*/stat'):
+    with contextlib.suppress(OSError):
+      if path.read_text().rpartition(')')[2].split()[1] == str(parent):
+        found.append(int(path.parent.name))
+  return found
+
+
+ENDLESS = """if __name__ == '__main__':
+  import pathlib, sys
+  import numpy as np
+  from experiments.data import images
+  load = images.Load(images.open_source(pathlib.Path(sys.argv[1]), 'train'), 16, 'fail')
+  for batch in images.train_batches(load, np.arange(18, dtype=np.int32), 4, 0, workers=2):
+    print(len(batch.index), flush=True)
+"""
+
+
+@pytest.mark.skipif(not pathlib.Path('/proc/self/stat').exists(), reason='processes are found by /proc')
+def test_workers_outlive_a_signal_and_end_with_the_main_process(tree, tmp_path):
+  """Batches go on after SIGTERM and SIGINT to each worker; none is left when the main process is killed."""
+  (tmp_path / 'endless.py').write_text(ENDLESS)
+  root = pathlib.Path(images.__file__).parents[2]
+  main = subprocess.Popen([sys.executable, str(tmp_path / 'endless.py'), str(tree)], env=os.environ | {'PYTHONPATH': str(root)},
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  try:
+    assert [main.stdout.readline() for _ in range(20)] == ['4\n'] * 20
+    workers = [child for child in children(main.pid) if 'spawn_main' in pathlib.Path(f'/proc/{child}/cmdline').read_text()]
+    assert len(workers) == 2
+    for worker in workers:
+      os.kill(worker, signal.SIGTERM)
+      os.kill(worker, signal.SIGINT)
+    assert [main.stdout.readline() for _ in range(200)] == ['4\n'] * 200
+  finally:
+    main.kill()
+    main.communicate(timeout=60)
+  until = time.monotonic() + 30
+  while any(pathlib.Path(f'/proc/{worker}').exists() for worker in workers):
+    assert time.monotonic() < until
+    time.sleep(0.05)
 
 
 def test_a_worker_names_what_it_cannot_read(damaged):

@@ -49,6 +49,15 @@ def test_what_is_decoded_is_no_larger_than_it_has_to_be(monkeypatch):
   assert shapes == [(225, 250, 3), (450, 500, 3), (113, 125, 3), (57, 63, 3)]
 
 
+@pytest.mark.parametrize('form', ['png', 'cmyk'])
+def test_what_pillow_reads_is_averaged_where_it_is_made_smaller(form):
+  """Stripes, of 8 columns one white: a mean of 32, where a few pixels between them are all black."""
+  stripes = np.zeros((512, 512, 3), np.uint8)
+  stripes[:, ::8] = 255
+  image = jpeg.decode_any(encoded(stripes, form), lambda h, w: Box(0, 0, 512, 512), 64).astype(float)
+  assert np.abs(image - 255 / 8).max() <= (1 if form == 'png' else 8)
+
+
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(0, 2**32))
 def test_random_boxes_lie_in_the_image(height, width, seed):
   box = jpeg.random_box(np.random.default_rng(seed), height, width)

@@ -13,8 +13,10 @@ from tiny_photographs import network
 
 from configs import imagenette
 from experiments import programs, train
+from experiments.convolution import Conv2D
 from experiments.data.images import Batch
 from experiments.models import MODELS
+from powerprop import masks
 
 SIZE, BATCH, CLASSES = 12, 16, 4
 
@@ -140,8 +142,24 @@ def test_bfloat16_is_for_products_alone(plain):
   text = str(jax.make_jaxpr(lambda p, s, x: setting.net.apply(p, s, None, x, True)[0])(
       theta, net_state, jnp.zeros((2, SIZE, SIZE, 3))))
   products = [line for line in text.splitlines() if 'conv_general_dilated' in line or 'dot_general' in line]
-  assert len(products) == 3 and all(':bf16[' in line for line in products[:2])
+  assert len(products) == 3 and all(':bf16[' in line for line in products[:2]) and ':f32[' in products[2]   # the classifier's
   assert setting.net.apply(theta, net_state, None, jnp.zeros((2, SIZE, SIZE, 3)), False)[0].dtype == jnp.float32
+
+
+def test_bfloat16_is_for_our_convolutions_too():
+  """The others are Haiku's. The classifier's product and bias are float32: no logit is on bfloat16's grid."""
+  def forward(images, is_training):
+    x = Conv2D(8, 3, w_init=hk.initializers.VarianceScaling(), name='first')(images)
+    return hk.Linear(5, b_init=hk.initializers.Constant(1 / 3))(x.mean((1, 2)))
+  net = hk.without_apply_rng(hk.transform(lambda x: programs.in_precision(forward, jnp.bfloat16)(x, True)))
+  pictures = jax.random.uniform(jax.random.key(0), (4, SIZE, SIZE, 3))
+  theta = net.init(jax.random.key(1), pictures)
+  assert {str(x.dtype) for x in jax.tree.leaves(theta)} == {'float32'}
+  text = str(jax.make_jaxpr(net.apply)(theta, pictures))
+  (product,) = [line for line in text.splitlines() if 'conv_general_dilated' in line]
+  assert ':bf16[' in product
+  logits = net.apply(theta, pictures)
+  assert (logits != logits.astype(jnp.bfloat16).astype(jnp.float32)).all()
 
 
 def test_no_slope_vanishes_under_bfloat16():
@@ -211,6 +229,37 @@ def test_scores():
   assert (int(hits.images), int(hits.first)) == (13, (order[:, 0] == labels).sum())
   assert int(hits.fifth) == (order[:, :5] == labels[:, None]).any(1).sum()
   np.testing.assert_allclose(hits.loss, (np.log(np.exp(logits).sum(1)) - own).sum(), rtol=1e-5)
+
+
+def test_scores_of_ties_and_of_what_is_no_number():
+  """By hand: first and fifth of each row; the last two have no label, or are filled up."""
+  setting = programs.prepare(make_config('dense', **{'stream.classes': 7}))
+  setting = setting._replace(net=setting.net._replace(apply=lambda theta, *_: (theta, None)))   # logits as they are given
+  equal, rising = np.zeros(7), np.arange(7.0)
+  rows = [(equal, 0, 1, 1), (equal, 4, 0, 1), (equal, 5, 0, 0), (rising, 6, 1, 1), (rising, 2, 0, 1), (rising, 1, 0, 0),
+          (np.full(7, np.nan), 0, 0, 0), (np.where(rising == 3, np.nan, rising), 6, 0, 0), *[(rising, -1, 0, 0)] * 8]
+  logits, labels, first, fifth = (np.array(column) for column in zip(*rows, strict=True))
+  pictures = np.zeros((BATCH, 1, 1, 3), np.uint8)
+  hits = programs.make_score(setting)(logits.astype(np.float32), {}, pictures, labels.astype(np.int32))
+  assert (int(hits.images), int(hits.first), int(hits.fifth)) == (8, first.sum(), fifth.sum())
+
+
+def test_a_step_takes_batch_norm_over_parts(plain):
+  """The first loss is that of two halves."""
+  (pictures, labels), = batches(1)
+  parts = programs.in_parts(train.make_loss(plain[0].net, 0.1), 2)
+  state = programs.make_first(plain[0])(None).state
+  theta = train.final_weights(plain[0].group, state.phi)
+  theta = masks.apply(train.final_masks(plain[0].group, state), theta)
+  wanted = float(jax.jit(parts)(theta, state.net_state, pictures / np.float32(255), labels)[0])
+  _, _, (loss,) = trained(steps=1, **{'stream.batch_norm_parts': 2})
+  assert loss == pytest.approx(wanted, rel=1e-5) and abs(loss - plain[2][0]) > 1e-4
+
+
+def test_sums_over_hosts():
+  """One host, of eight devices; several are in test_streamed.py."""
+  over_hosts = programs.make_sum(programs.prepare(make_config('dense')).mesh)
+  assert over_hosts([3, 40]).tolist() == [3, 40]
 
 
 def test_batches_on_the_devices_are_those_of_the_host():

@@ -7,6 +7,7 @@ from made_runs import make_workdir, row, write_csv
 
 from configs import imagenet
 from experiments import report
+from experiments.errors import UserError
 from experiments.published import cell_of, differences, published_table
 from experiments.results import read_run
 
@@ -39,6 +40,15 @@ def test_ours_beside_theirs(tmp_path):
       ['dense', '1', '100 %', '100.0', '77.00', '76.8', '+0.20', 'Evci et al. 2020 (RigL)', 'nothing'],
       ['rigl_erk_80', '2', '20 %', '25.0 ± 0.0', '74.50 ± 0.42', '75.1', '-0.60', 'Evci et al. 2020 (RigL)', 'nothing'],
       ['rigl_erk_80_powerprop', '1', '20.1 %', '25.0', '70.00', '–', '–', 'none known', 'steps=100']]
+
+
+def test_runs_of_other_settings_have_lines_of_their_own_and_each_seed_comes_once(tmp_path):
+  runs = [finished(tmp_path / 'real', 'rigl_erk_80', 0.75), finished(tmp_path / 'trial', 'rigl_erk_80', 0.01, steps=100)]
+  assert [(line[1], line[4], line[-1]) for line in published_table(runs).rows] == [('1', '75.00', 'nothing'),
+                                                                                  ('1', '1.00', 'steps=100')]
+  again = finished(tmp_path / 'again', 'rigl_erk_80', 0.75, **{'stream.shards': 2})
+  with pytest.raises(UserError, match=r'real and .*again are both rigl_erk_80 with seed 0; each seed may come once'):
+    published_table([*runs, again])
 
 
 def test_nothing_is_compared_at_another_sparsity_and_costs_are_of_the_usual_length(tmp_path):

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / 'README.md').read_text()
 BLOCKS = re.findall(r'^```(\w+)\n(.*?)^```', TEXT, re.M | re.S)
-COMMANDS = [line.partition('#')[0].strip() for kind, block in BLOCKS if kind == 'sh' for line in block.splitlines()]
+COMMANDS = [line.partition('#')[0].strip() for kind, block in BLOCKS if kind == 'sh'
+            for line in block.replace('\\\n', ' ').splitlines()]
 
 
 def test_the_script_of_ones_own(capsys, tmp_path):

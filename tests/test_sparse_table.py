@@ -200,8 +200,36 @@ def test_mistakes(runs, tmp_path, monkeypatch):
     sparse_table.main(['sparse_table'])
   with pytest.raises(UserError, match='none of these directories holds a finished run'):
     sparse_table.main(['sparse_table', str(tmp_path)])
-  with pytest.raises(UserError, match=r'dense has networks of dense at α = 1, as another'):
+  with pytest.raises(UserError, match=r'dense, pruned afterwards at α = 1 and density 0.02 has networks of seed 0 more'):
     sparse_table.read_cells([*runs, runs[1]])
+
+
+def changed(path, **change):
+  config = json.loads((path / 'config.json').read_text())
+  (path / 'config.json').write_text(json.dumps(config | change))
+  return path
+
+
+def test_runs_of_other_seeds_and_sparsities_go_together(tmp_path):
+  """As streamed runs are, of one network each; those of other settings are refused."""
+  paths = [changed(made(tmp_path / f'{seed} {sparsity}', [row(test, 'rigl', sparsity, seed=seed)]), name=f'rigl_{sparsity}',
+                   sweep={'alpha': [1.0], 'seed': [seed], 'sparsity': [sparsity]})
+           for seed, sparsity, test in ((0, 0.9, 0.7), (1, 0.9, 0.8), (0, 0.98, 0.6))]
+  (ten, two) = sparse_table.table(sparse_table.read_cells(paths)).rows[0][-2:]
+  assert (ten, two) == ('75.00 ± 7.07', '60.00')
+  changed(paths[1], steps=300)
+  with pytest.raises(UserError, match=r'0 0.9 and .*1 0.9 both have networks of rigl at α = 1, and differ in steps: 50000 and'):
+    sparse_table.read_cells(paths)
+
+
+def test_ways_of_pruning_have_rows_of_their_own(tmp_path):
+  rows = [made_runs.row(test, scope=scope, density=0.1) | {'algorithm': 'dense', 'sparsity': 0.0}
+          for scope, test in (('layer', 0.5), ('layer recalibrated', 0.6), ('global', 0.7))]
+  cells = sparse_table.read_cells([made(tmp_path / 'dense', rows)])
+  assert [(line[0], line[-1]) for line in sparse_table.table(cells).rows] == [
+    ('dense, pruned afterwards, layer-wise', '50.00'), ('dense, pruned afterwards, layer recalibrated', '60.00'),
+    ('dense, pruned afterwards, global', '70.00')]
+  assert len(sparse_table.figure(cells).axes[0].get_yticklabels()) == 3
 
 
 def test_runs_of_before_sparse_training_are_dense(tmp_path):

@@ -10,13 +10,16 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from made_photographs import CLASSES, encoded, ramp, write_folders
 from tiny_photographs import network
 
 from configs import imagenette
-from experiments import dry_run, streamed
+from experiments import dry_run, photographs, programs, streamed
+from experiments.data.images import Batch
 from experiments.errors import UserError
 from experiments.models import MODELS
 
@@ -112,6 +115,12 @@ def test_a_run_leaves_everything(finished):
   assert 'step 60/60' in out
 
 
+def damage(checkpoint):
+  largest = max((path for path in checkpoint.rglob('*') if path.is_file() and path.name != 'sha256.json'),
+                key=lambda path: path.stat().st_size)
+  largest.write_bytes(bytes(len(largest.read_bytes())))
+
+
 @pytest.mark.parametrize('when', ['killed', 'killed at the end', 'asked to stop', 'damaged'])
 def test_goes_on_to_the_same_numbers(finished, tree, cache, tmp_path, when):
   workdir, _, _ = finished
@@ -126,9 +135,7 @@ def test_goes_on_to_the_same_numbers(finished, tree, cache, tmp_path, when):
   elif when == 'damaged':
     later = mine / 'best' / '100'   # of a step that the run has not come to again
     shutil.copytree(next((mine / 'best').iterdir()), later)
-    newest = max((path for path in (mine / 'checkpoints' / '60').rglob('*') if path.is_file() and path.name != 'sha256.json'),
-                 key=lambda path: path.stat().st_size)
-    newest.write_bytes(bytes(len(newest.read_bytes())))
+    damage(mine / 'checkpoints' / '60')
     out, err = ended(start(tree, mine, cache))
     assert 'goes on from step 40' in out and 'cannot be read' in err
     assert not later.exists()
@@ -146,6 +153,7 @@ def test_goes_on_to_the_same_numbers(finished, tree, cache, tmp_path, when):
       assert 'stopped by a signal after step' in out
     ended(start(tree, mine, cache, **{'stream.log_steps': 1, 'stream.workers': 2 - workers}))
   assert rows(mine) == rows(workdir)
+  assert records(mine)[-1]['converted_images'] == records(workdir)[-1]['converted_images']
   (ours,), (theirs,) = rows(mine, 'statistics'), rows(workdir, 'statistics')   # operations: sums of other parts
   assert float(ours.pop('training_operations')) == pytest.approx(float(theirs.pop('training_operations')), rel=1e-6)
   assert ours == theirs
@@ -207,7 +215,7 @@ def assert_alike(workdir, other):
   """Losses and weights of two runs whose sums over the batch are in another order."""
   assert rows(workdir)[0]['kept'] == rows(other)[0]['kept']
   for one, two in zip(records(workdir), records(other), strict=True):
-    assert one['step'] == two['step']
+    assert (one['step'], one['converted_images']) == (two['step'], two['converted_images'])
     for name, losses in one['train_loss'].items():
       np.testing.assert_allclose(losses, two['train_loss'][name], rtol=1e-4)
 
@@ -219,9 +227,10 @@ def test_several_hosts(finished, tree, cache, tmp_path, processes, devices, done
   if done:
     shutil.copytree(finished[0], workdir)
     (workdir / 'run.json').unlink()
-    shutil.rmtree(workdir / 'checkpoints' / '60')
+    damage(workdir / 'checkpoints' / '60')   # all take the one before
   for process in job(tree, workdir, cache, processes, devices):
     ended(process)
+  assert (workdir / 'checkpoints' / '60.damaged').exists() == bool(done)
   assert_alike(workdir, finished[0])
   found, wanted = seen_by_all(workdir, processes), seen_by_all(finished[0], 1)
   assert {name: int(found[name].sum()) for name in found.files} == {name: int(wanted[name].sum()) for name in wanted.files}
@@ -277,7 +286,10 @@ def test_photographs_that_cannot_be_read(tree, cache, tmp_path):
   assert all(f'{name} cannot be read, and left out' in err for name in (f'{CLASSES[0]}_5.JPEG', f'{CLASSES[1]}_0.JPEG'))
   assert records(tmp_path / 'b')[-1]['replaced_images'] > 0
   (row,) = rows(tmp_path / 'b')   # no image was held out
-  assert row['validation_accuracy'] == 'nan' and 0 <= float(row['test_accuracy']) <= 1
+  assert row['validation_accuracy'] == 'nan'
+  assert json.loads((tmp_path / 'b' / 'run.json').read_text())['evaluated_images'] == {'validation': 0, 'test': 11}   # of 12
+  hits = 11 * float(row['test_accuracy'])
+  assert hits > 0 and hits == pytest.approx(round(hits))
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -295,6 +307,71 @@ def test_check_says_what_is_allowed(change, message):
     streamed.check(make_config(**change))
 
 
+@pytest.mark.parametrize(('kind', 'peak'), [
+    ('TPU v5', 459e12), ('TPU v5 lite', 197e12), ('NVIDIA H100 80GB HBM3', 989e12), ('NVIDIA H100 PCIe', 756e12),
+    ('NVIDIA H100 NVL', 835e12), ('NVIDIA A100-SXM4-80GB', 312e12), ('cpu', 0.0)])
+def test_peaks_by_the_names_that_jax_has(kind, peak):
+  assert streamed.known_peak(kind)[0] == peak
+
+
+def test_a_number_of_the_first_host_comes_whole():
+  assert streamed.of_first_host(0.1) == 0.1
+
+
+def test_without_a_trace_no_step_is_waited_for(tmp_path):
+  trace = streamed.Trace(tmp_path, 10, 0)
+  for step in range(1, 30):
+    trace.begin(step)
+    trace.end(step, None)   # which cannot be waited for
+  trace.close()
+  assert not list(tmp_path.iterdir())
+
+
+def test_throughput_is_of_the_steps_after_compiling(tmp_path, monkeypatch):
+  """100 s for the first step; then 10 steps of 8 images in 4 s, half a second of it waiting for images, and 5 in 1 s."""
+  setting, now = programs.prepare(make_config()), [0.0]
+  sums = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), programs.Sums(setting.shapes.tally, setting.shapes.guard))
+  sums = sums._replace(guard=sums.guard._replace(step=np.int32(-1)))
+  monkeypatch.setattr(streamed.time, 'monotonic', lambda: now[0])
+
+  def batches():
+    now[0] += 0.5
+    yield Batch(None, None, np.zeros(0), np.zeros(0)), None
+  log = streamed.Log(setting, tmp_path, 0, photographs.Odd(None))
+  now[0] = 100.0
+  log.restart(1)
+  log.take(1, sums)
+  log.wait(batches())
+  now[0] = 104.0
+  log.take(11, sums)
+  now[0] = 154.0
+  log.restart(11)   # a checkpoint
+  now[0] = 155.0
+  log.take(16, sums)
+  log.flush()
+  log.close()
+  assert [(line['step'], line.get('images_per_second'), line.get('input_wait')) for line in records(tmp_path)] == [
+      (1, None, None), (11, 20.0, 0.125), (16, 40.0, 0.0)]
+
+
+def test_the_best_network_is_kept(tmp_path):
+  """Only what is better than all before is saved, also after a run has gone on."""
+  def steps():
+    return [path.name for path in tmp_path.iterdir()]
+  state = {'w': jnp.zeros(3)}
+  best = streamed.Best(tmp_path, True, -1.0, 0)
+  best.offer(1, 0.5, lambda x: x, state)
+  best.offer(2, 0.4, lambda x: x, state)
+  best.offer(3, 0.5, lambda x: x, state)
+  best.close()
+  assert steps() == ['1']
+  best = streamed.Best(tmp_path, True, 0.5, 3)
+  best.offer(4, 0.5, lambda x: x, state)
+  best.offer(5, 0.6, lambda x: x, state)
+  best.close()
+  assert steps() == ['5']
+
+
 def test_photographs_have_to_be_there(tree, tmp_path, monkeypatch):
   monkeypatch.delenv('POWERPROP_DATA', raising=False)
   with pytest.raises(UserError, match=r'photographs are needed: --config\.data_dir=DIRECTORY'):
@@ -306,6 +383,10 @@ def test_photographs_have_to_be_there(tree, tmp_path, monkeypatch):
     streamed.run(make_config(**{'stream.classes': 5, 'data_dir': str(tree)}), tmp_path / 'run')
   with pytest.raises(UserError, match='must be at most the 20 images for training, got 24'):
     streamed.run(make_config(**{'batch_size': 24, 'data_dir': str(tree)}), tmp_path / 'run')
+  shutil.copytree(tree, tmp_path / 'tree')
+  (tmp_path / 'tree' / 'val' / CLASSES[1]).rename(tmp_path / 'tree' / 'val' / 'n99')
+  with pytest.raises(UserError, match=f'must have classes of the same names; only one of them has {CLASSES[1]}, n99'):
+    streamed.run(make_config(**{'data_dir': str(tmp_path / 'tree')}), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
@@ -319,6 +400,21 @@ def test_a_dry_run_tells_what_a_run_then_does(finished):
   share = float(text.partition('operations, ')[2].partition(' of dense')[0])
   assert share == pytest.approx(float(statistics['training_operations']), abs=0.002)
   assert '1,467 parameters, 1,416 of them weights' in text and '60 steps of 8 images: 480 images' in text
+
+
+def test_a_dry_run_of_more_devices_than_there_are():
+  """As many of the CPU stand in for them; a run would be refused."""
+  environment = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'} | {'PYTHONPATH': f'{ROOT}'}
+  flags = ['--config=configs/imagenette.py:rigl', '--dry_run', '--config.stream.image_size=32']
+  texts = []
+  for shards in (1, 8):
+    done = subprocess.run([sys.executable, '-m', 'experiments.main', *flags, f'--config.stream.shards={shards}'], cwd=ROOT,
+                          env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    texts.append(done.stdout)
+  assert 'images on 1 x cpu' in texts[0] and 'images on 8 x cpu' in texts[1]
+  one, eight = (float(text.partition('memory of each device: ')[2].partition(' GB')[0]) for text in texts)
+  assert eight < 0.5 * one
 
 
 @pytest.mark.parametrize('variant', ['dense', 'gradual', 'top_kast'])

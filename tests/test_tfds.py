@@ -85,12 +85,12 @@ def test_tfds_comes_back_in_the_official_order(small, prepared, tmp_path, monkey
 
 
 def test_tfds_version_is_the_newest_by_number(tmp_path):
-  assert tfds._prepared(tmp_path / 'nowhere') is None
+  assert tfds.newest_prepared(tmp_path / 'nowhere') is None
   for name in ('9.0.0', '10.0.0', '10.0'):
     (tmp_path / name).mkdir()
     (tmp_path / name / 'dataset_info.json').write_text('{}')
   (tmp_path / '11.0.0').mkdir()  # nothing was prepared in it
-  assert tfds._prepared(tmp_path) == tmp_path / '10.0.0'
+  assert tfds.newest_prepared(tmp_path) == tmp_path / '10.0.0'
 
 
 @pytest.mark.parametrize('as_tfrecord', [False, True])

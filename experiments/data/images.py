@@ -4,15 +4,18 @@ A batch is a function of the seed and its number alone: not of the hosts that sh
 was stopped. So the state of the stream that a checkpoint has to hold is the number of the step.
 """
 import functools
+import multiprocessing
 import os
 import pathlib
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from absl import flags
 
-from experiments.data import jpeg
+from experiments.data import jpeg, tfds
 from experiments.errors import DataError, UserError
 
 SUFFIXES = ('.jpeg', '.jpg', '.png', '.webp')   # what a tree of folders is searched for, in any case
@@ -23,6 +26,7 @@ ON_DAMAGE = ('fail', 'skip')
 class Source(Protocol):
   """Encoded images with labels, by number."""
   classes: int
+  names: list[str]       # of the classes
   described: str   # where they came from, as a phrase
 
   def __len__(self) -> int: ...
@@ -100,7 +104,7 @@ class Prepared:
       raise DataError(f'{folder}: has the splits {sorted(splits)}, not {split!r}')
     if not {'image', 'label'} <= features.keys():
       raise DataError(f"{folder}: its examples have {sorted(features)}, and not 'image' and 'label'")
-    self.classes = features['label'].num_classes
+    self.classes, self.names = features['label'].num_classes, list(features['label'].names)
     self._frames = [frames(pathlib.Path(path)) for path in self._files] if self._is_tfrecord else []
     self._starts = np.cumsum([0, *map(len, self._frames)])
     self._count = splits[split].num_examples
@@ -182,13 +186,17 @@ SPLITS = {'train': ('train',), 'validation': ('val', 'validation')}   # names of
 
 def open_source(root: pathlib.Path, split: str) -> Source:
   """The images of a split under `root`: folders train/CLASS/IMAGE and val/CLASS/IMAGE (or validation/), or what
-  tensorflow-datasets has prepared there, at most two folders deep (NAME/VERSION/dataset_info.json).
+  tensorflow-datasets has prepared there, at most two folders deep (NAME/VERSION/dataset_info.json), its newest version.
 
-  Raises: DataError where there is neither.
+  Raises: DataError where there is neither, or more than one prepared set.
   """
-  infos = sorted(path for pattern in ('', '*/', '*/*/') for path in root.glob(f'{pattern}dataset_info.json'))
-  if infos:
-    return Prepared(infos[-1].parent, split)
+  if (root / 'dataset_info.json').is_file():
+    return Prepared(root, split)
+  sets = {folder: newest for folder in (root, *sorted(root.glob('*/'))) if (newest := tfds.newest_prepared(folder))}
+  if len(sets) > 1:
+    raise DataError(f'{root}: holds several prepared sets; config.data_dir must name one of {", ".join(map(str, sets))}')
+  for folder in sets.values():
+    return Prepared(folder, split)
   for name in SPLITS[split]:
     if (root / name).is_dir():
       return Folders(root / name)
@@ -286,7 +294,21 @@ def _iterate(images: Any, batch_size: int, start: int, host: int, hosts: int, wo
   if not flags.FLAGS.is_parsed():   # Grain's worker processes read flags of absl; experiments.main has parsed them
     flags.FLAGS.mark_as_parsed()
   one = batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1))
-  return iter(one.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)))
+  options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+  return iter(one.mp_prefetch(options, worker_init_fn=_follow_the_main_process))
+
+
+def _follow_the_main_process(*_: int) -> None:
+  """In a worker: ends when the main process does, however that ends, and at no signal. Schedulers and terminals send signals to
+  all processes, and the main one, which goes on to a checkpoint, still wants batches."""
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+
+  def wait() -> None:
+    if (main := multiprocessing.parent_process()) is not None:
+      main.join()
+      os._exit(1)
+  threading.Thread(target=wait, daemon=True).start()
 
 
 def divide(count: int, held_out: int) -> tuple[np.ndarray, np.ndarray]:

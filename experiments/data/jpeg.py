@@ -1,7 +1,8 @@
 """Photographs of any size, decoded, cropped and resized to squares: fast where they are JPEGs, by Pillow where they are not.
 
 JPEGs are decoded at a half, a quarter or an eighth of their size where what is left of the crop still fills the square, which
-libjpeg-turbo does in the inverse cosine transform. Crops are resized bilinearly from what was decoded, at most by half.
+libjpeg-turbo does in the inverse cosine transform, and others are averaged over 2, 4, 8 ... pixels. Crops are resized bilinearly
+from what is left, those of files that are not as large as eight times the square at most by half.
 """
 import io
 from collections.abc import Callable
@@ -72,10 +73,12 @@ def decode_any(data: bytes, choose: Choose, size: int) -> np.ndarray:
   from PIL import Image
   try:
     with Image.open(io.BytesIO(data)) as image:
-      pixels = np.asarray(image.convert('RGB'))
+      whole = image.convert('RGB')
   except Exception as error:   # Pillow's plug-ins raise errors of many types
     raise ValueError(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__) from None
-  return cut(pixels, choose(*pixels.shape[:2]), pixels.shape[:2], size)
+  box = choose(whole.height, whole.width)
+  times = max(1, min(box.height, box.width) // size)   # the largest power of 2 in it leaves the crop at least `size` pixels
+  return cut(np.asarray(whole.reduce(1 << times.bit_length() - 1)), box, (whole.height, whole.width), size)
 
 
 def cut(image: np.ndarray, box: Box, whole: tuple[int, ...], size: int) -> np.ndarray:

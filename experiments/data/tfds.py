@@ -34,10 +34,10 @@ def read_tfds(name: str, origin: str, shapes: Mapping[str, tuple[int, ...]]) -> 
   Raises: DataError that names folder and split, where what is prepared cannot be read.
   """
   root = pathlib.Path(os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets').expanduser()
-  folder = _prepared(root / name)
+  folder = newest_prepared(root / name)
   if folder is None:
     reason = _prepare(name, origin, root)
-    folder = _prepared(root / name)
+    folder = newest_prepared(root / name)
     if folder is None:
       return f'tensorflow-datasets has not prepared it in {root} and {reason}'
   if importlib.util.find_spec('array_record') is None and any(folder.glob('*.array_record-*')):
@@ -56,7 +56,7 @@ def read_tfds(name: str, origin: str, shapes: Mapping[str, tuple[int, ...]]) -> 
   return folder, arrays
 
 
-def _prepared(folder: pathlib.Path) -> pathlib.Path | None:
+def newest_prepared(folder: pathlib.Path) -> pathlib.Path | None:
   """The folder of the newest version that tensorflow-datasets prepared, or None."""
   found = [path.parent for path in folder.glob('*/dataset_info.json')]
   found = [path for path in found if re.fullmatch(r'\d+\.\d+\.\d+', path.name)]
