@@ -21,7 +21,7 @@ RATES = {   # of ALPHAS
     'dense': (0.05, 0.2),   # as cifar_figure2.py chose them
     'gradual': (0.05, 0.05),
     'top_kast': (0.1, 0.2),
-    'rigl': (0.02, 0.2),
+    'rigl': (0.02, 0.1),
     'static': (0.1, 0.05),
 }
 
