@@ -31,6 +31,7 @@ from experiments import dry_run, main, programs, streamed, sweep, train
 from experiments.continual import protocol
 from experiments.continual.methods import METHODS
 from experiments.models import MODELS
+from powerprop.reparam import leaf_name
 
 FOLDER = pathlib.Path(base.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob('*.py') if path.stem not in ('__init__', 'sweeps'))
@@ -428,10 +429,11 @@ TWO_STEPS = {'dense': 'dense_powerprop'} | {row.partition('_uniform')[0]: f'{row
                                             for row in imagenet.ROWS if not row.endswith('_erk')}
 
 
-@pytest.mark.parametrize('cell', [pytest.param(cell, marks=[] if row in ('snip', 'rigl', 'str') else [pytest.mark.slow])
-                                  for row, cell in TWO_STEPS.items()])
+@pytest.mark.slow
+@pytest.mark.parametrize('cell', TWO_STEPS.values())
 def test_one_of_each_row_takes_two_steps(cell, compiled_quickly):
-  """An eighth of the width, images of 32 × 32, noise: losses near log 10, and nearly all arrays of parameters move."""
+  """An eighth of the width, images of 32 × 32, noise: losses near log 10, and the first and last weights move. (Some wait for the
+  scales after them, which begin at 0: tests/test_modules.py.)"""
   config = load('imagenet', cell)
   with config.unlocked():
     config.update_from_flattened_dict({'model': 'resnet_50_eighth', 'batch_size': 16, 'stream.image_size': 32,
@@ -446,6 +448,7 @@ def test_one_of_each_row_takes_two_steps(cell, compiled_quickly):
   for n in range(2):
     running, loss = step(running, n, pictures, labels)
     assert abs(float(loss) - np.log(10)) < 2
-  moved = [bool((np.asarray(a) != b).any()) for a, b in zip(
-      jax.tree.leaves(running.state.phi), jax.tree.leaves(before), strict=True)]
-  assert int(running.guard.step) == -1 and np.mean(moved) > 0.9
+  moved = [leaf_name(path) for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(running.state.phi),
+                                                   jax.tree.leaves(before), strict=True) if (np.asarray(a) != b).any()]
+  assert int(running.guard.step) == -1 and all(
+    any(name.rpartition('/')[0] in one for one in moved) for name in (setting.model.first_layer, setting.model.output_layer))

@@ -228,7 +228,7 @@ def test_killed_interrupted_and_gone_on_with(start, tmp_path):
   if not has_mnist():
     pytest.skip('no MNIST here: the extra [mnist], or POWERPROP_DATA')
   arguments = ['--config=configs/mnist_lenet.py:quick', '--config.sweep.alpha=(1.0, 2.0)', '--config.sweep.seed=(3,)',
-               '--config.train_images=59_000', '--config.steps=5_000', '--config.prune.densities=(0.1, 1.0)',
+               '--config.train_images=24_000', '--config.steps=2_100', '--config.prune.densities=(0.1, 1.0)',
                '--config.report=()', '--config.checkpoint_epochs=1']
 
   def run(workdir):
@@ -241,14 +241,14 @@ def test_killed_interrupted_and_gone_on_with(start, tmp_path):
   whole = run(tmp_path / 'whole')
   out, err = whole.communicate(timeout=300)
   assert whole.returncode == 0 and err == '', err
-  assert '2 networks of 5,000 steps in 2 groups on' in out and 'goes on' not in out
+  assert '2 networks of 2,100 steps in 2 groups on' in out and 'goes on' not in out
 
   killed = run(tmp_path / 'stopped')
   wait_for(checkpoints, killed)
   killed.send_signal(signal.SIGKILL)
   killed.communicate()
   first = max(checkpoints())
-  assert first < 5_000 and not (tmp_path / 'stopped' / 'results.csv').exists()
+  assert first < 2_100 and not (tmp_path / 'stopped' / 'results.csv').exists()
 
   interrupted = run(tmp_path / 'stopped')
   wait_for(lambda: max(checkpoints()) > first, interrupted)
@@ -257,7 +257,7 @@ def test_killed_interrupted_and_gone_on_with(start, tmp_path):
   assert interrupted.returncode == 130 and err == '\nstopped; the same command goes on from the last checkpoint.\n', err
   assert f'goes on from step {first:,}.' in out
   second = max(checkpoints())
-  assert second < 5_000 and not (tmp_path / 'stopped' / 'results.csv').exists()
+  assert second < 2_100 and not (tmp_path / 'stopped' / 'results.csv').exists()
 
   last = run(tmp_path / 'stopped')
   out, err = last.communicate(timeout=300)
@@ -265,6 +265,6 @@ def test_killed_interrupted_and_gone_on_with(start, tmp_path):
   for name in ('results.csv', 'overlap.csv', 'statistics.csv', 'weights.npz', 'config.json'):
     assert (tmp_path / 'stopped' / name).read_bytes() == (tmp_path / 'whole' / name).read_bytes(), name
   assert records(tmp_path / 'stopped') == records(tmp_path / 'whole')
-  assert [record['step'] for record in records(tmp_path / 'whole')] == [983, 1966, 2949, 3932, 4915, 5000]
+  assert [record['step'] for record in records(tmp_path / 'whole')] == [400, 800, 1200, 1600, 2000, 2100]
   seconds = [json.loads(line)['seconds'] for line in (tmp_path / 'stopped' / 'metrics.jsonl').read_text().splitlines()]
   assert np.all(np.diff(seconds) > 0)   # they count on over the stops

@@ -186,15 +186,16 @@ def test_mobilenet_keeps_its_function():
                              net.apply(theta, state, None, x, is_training=False)[0], rtol=1e-4, atol=1e-5)
 
 
-def test_every_leaf_of_resnet50_moves():
-  """The stock network, whose zero classifier would hold everything but its bias in place (all gradients are exactly 0)."""
-  net = hk.transform_with_state(lambda x: hk.nets.ResNet50(3)(x, is_training=True))
+@pytest.mark.parametrize('network', [hk.nets.ResNet18, pytest.param(hk.nets.ResNet50, marks=pytest.mark.slow)])
+def test_every_leaf_of_a_stock_resnet_moves(network):
+  """The stock networks, whose zero classifier would hold everything but its bias in place (all gradients are exactly 0)."""
+  net = hk.transform_with_state(lambda x: network(3)(x, is_training=True))
   # Each image twice, with two labels: the loss cannot vanish, and its gradient neither.
   x = jnp.repeat(jax.random.normal(jax.random.key(1), (2, 16, 16, 3)), 2, axis=0)
   labels = jnp.array([0, 1, 1, 2])
   quick = {'xla_backend_optimization_level': '0'}   # compiling is nearly all of the time here
   theta, state = jax.jit(net.init, compiler_options=quick)(jax.random.key(0), x)
-  with pytest.warns(UserWarning, match='res_net50/~/logits/w'):
+  with pytest.warns(UserWarning, match='/~/logits/w'):
     reparam = keep_zeros(powerpropagation(2.0), theta)
   tx = target_propagation(optax.sgd(0.3), reparam)
   start = phi = reparam.inverse(theta)

@@ -405,7 +405,7 @@ def test_a_dry_run_tells_what_a_run_then_does(finished):
 def test_a_dry_run_of_more_devices_than_there_are():
   """As many of the CPU stand in for them; a run would be refused."""
   environment = {key: value for key, value in os.environ.items() if key != 'XLA_FLAGS'} | {'PYTHONPATH': f'{ROOT}'}
-  flags = ['--config=configs/imagenette.py:rigl', '--dry_run', '--config.stream.image_size=32']
+  flags = ['--config=configs/imagenette.py:rigl', '--dry_run', '--config.stream.image_size=32', '--config.model=resnet_18']
   texts = []
   for shards in (1, 8):
     done = subprocess.run([sys.executable, '-m', 'experiments.main', *flags, f'--config.stream.shards={shards}'], cwd=ROOT,

@@ -334,7 +334,7 @@ def test_goes_on_from_the_checkpoint_before_a_damaged_one(finished, copy, data_d
   assert kept['checkpoint_epochs'] == 2   # a key without effect
   (copy / 'config.json').write_bytes((finished / 'config.json').read_bytes())
   assert_same_results(copy, finished)
-  assert sorted(path.name for path in (copy / 'checkpoints').iterdir()) == ['18', '36', '50']
+  assert sorted(path.name for path in (copy / 'checkpoints').iterdir()) == ['18', '36', '36.damaged', '50']
 
 
 def test_starts_over_only_when_told(copy, data_dir):
