@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import jax
 from absl import app, flags, logging
 
-from benchmarks import continual, photographs, sparse, streamed, thresholds, training
+from benchmarks import continual, convolutions, photographs, sparse, streamed, thresholds, training
 from benchmarks.paired import Row
 from configs import mnist_lenet
 from experiments import data as datasets
@@ -32,6 +32,7 @@ MEASUREMENTS: dict[str, Callable[[train.Batches, bool], list[Row]]] = {
     'update': lambda data, quick: training.updates(data, plan(quick)),
     'sweep': lambda data, quick: training.sweep(data, plan(quick)),
     'thresholds': lambda data, quick: thresholds.run(quick),
+    'convolutions': lambda data, quick: convolutions.run(quick),
     'sparse': lambda data, quick: sparse.run(quick),
     'continual': lambda data, quick: continual.run(quick),
     'photographs': lambda data, quick: photographs.run(quick),

@@ -8,7 +8,7 @@ import pytest
 from tiny_photographs import network
 
 from benchmarks import __main__ as command
-from benchmarks import photographs, streamed, thresholds, training
+from benchmarks import convolutions, photographs, streamed, thresholds, training
 from benchmarks.paired import Times, per, ratio, row, take_turns
 from configs import mnist_lenet
 from experiments.data import jpeg
@@ -132,6 +132,15 @@ def test_thresholds_compares_what_finds_the_same():
   x = np.random.default_rng(0).normal(size=1000).astype(np.float32)
   for function in (thresholds.bisection, thresholds.by_sort, thresholds.kth_largest):
     assert jax.jit(function)(x, 100) == sorted(abs(x))[-100]
+
+
+@pytest.mark.parametrize('layer', [(6, 3, 4, 1), (8, 2, 3, 2)])
+def test_convolutions_compares_the_same_gradients(layer):
+  images_kernel_gradient = convolutions.arrays(layer, 5)
+  expected = convolutions.by_jax(*images_kernel_gradient, layer[3])
+  for gradients in (convolutions.ours, convolutions.by_convolutions):
+    for own, other in zip(jax.jit(gradients, static_argnums=3)(*images_kernel_gradient, layer[3]), expected, strict=True):
+      np.testing.assert_allclose(own, other, atol=1e-4)
 
 
 def test_the_bare_step_on_photographs_is_ours(monkeypatch):
