@@ -22,8 +22,8 @@ def conv(x: jax.Array, w: jax.Array, stride: Sequence[int], padding: str, precis
   JAX's own rule has convolutions with other orders of axes. XLA brings those into order where a program begins, and not inside
   its loops, where they take 20 to 50 times as long on CPUs (github.com/jax-ml/jax/issues/12868). In order, ∂L/∂w still has a
   kernel as large as an image, which XLA's routine is slow at: products of matrices, few images at a time so that they stay in the
-  cache, take a half to a fifth of its time. Strides cost no products with zeros. As with every custom gradient, forward mode
-  works on the gradient and not on the function.
+  cache, take down to half of the time (`python -m benchmarks --only=convolutions`). Strides cost no products with zeros. As with
+  every custom gradient, forward mode works on the gradient and not on the function.
 
   Args:
     x: [B, H, W, C].
