@@ -13,6 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from experiments import commands
 from experiments.errors import UserError
 from experiments.workdir import write_atomic
 from powerprop import masks
@@ -42,7 +43,8 @@ def _is_mask(x: Any) -> bool:
 class Checkpoints:
   """Numbered checkpoints of one tree in a directory; each appears whole or not at all.
 
-  `background`: `save` returns once the tree is in the host's memory; the next `save`, or `close`, waits for the files.
+  `background`: `save` returns once the tree is in the host's memory; the next `save`, or `close`, waits for the files. A signal
+  to end that comes within a call is raised at its end.
   """
 
   def __init__(self, directory: pathlib.Path, kept: int, background: bool = False):
@@ -56,6 +58,7 @@ class Checkpoints:
     self._signer = concurrent.futures.ThreadPoolExecutor(1)
     self._signed: concurrent.futures.Future[None] | None = None
 
+  @commands.held()
   def save(self, step: int, tree: Any) -> None:
     self._wait()
     self._manager.save(step, args=ocp.args.StandardSave(tree))
@@ -76,6 +79,7 @@ class Checkpoints:
     if jax.process_index() == 0 and folder.is_dir():
       write_atomic(folder / DIGESTS, json.dumps(_digests(folder), indent=2) + '\n')
 
+  @commands.held()
   def restore(self, like: Any) -> tuple[int, Any] | None:
     """Newest checkpoint that can be read, with the structure, shapes, dtypes and shardings of `like`; None if there is none.
 
@@ -118,6 +122,7 @@ class Checkpoints:
     for later in [s for s in self._manager.all_steps() if s > step]:
       self._manager.delete(later)
 
+  @commands.held()
   def close(self) -> None:
     self._wait()
     self._signer.shutdown()

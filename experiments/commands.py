@@ -1,8 +1,10 @@
 """What the smaller commands share: flags of their own, --help, one line for a mistake, and an orderly end at a signal."""
+import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from absl import flags
@@ -52,25 +54,37 @@ def end(stop: KeyboardInterrupt, message: str) -> NoReturn:
   sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
 
 
+@contextlib.contextmanager
+def held() -> Iterator[list[int]]:
+  """Signals to end that come meanwhile, raised when this has ended. In a thread that gets no signals it does nothing.
+
+  For what an exception from nowhere would break: threads that are being started are never joined then, and a process that
+  should end waits for them.
+  """
+  asked: list[int] = []
+  if threading.current_thread() is not threading.main_thread():
+    yield asked
+    return
+  before = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in SIGNALS
+            if signal.getsignal(number) not in (signal.SIG_IGN, None)}   # as under nohup, which holds for a child, too
+  try:
+    yield asked
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+    if asked:
+      signal.raise_signal(asked[0])
+
+
 def child(command: Sequence[str]) -> int:
   """Exit status of a process that is started and waited for. A signal to end is handed on to it, and raised here when it has
   ended: it is never left behind."""
-  asked: list[int] = []
-  before = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in SIGNALS
-            if signal.getsignal(number) is not signal.SIG_IGN}   # as under nohup, which holds for the process, too
-  try:
+  with held() as asked:
     process, told = subprocess.Popen(command), 0
     while True:
       try:
-        status = process.wait(timeout=1)
-        break
+        return process.wait(timeout=1)
       except subprocess.TimeoutExpired:   # a terminal sends Ctrl-C to both, and the process has had a second to end by itself
         for number in asked[told:]:
           process.send_signal(number)
         told = len(asked)
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
-  if asked:
-    raise Terminated if signal.SIGTERM in asked else KeyboardInterrupt
-  return status

@@ -1,6 +1,8 @@
 """Checkpoints: what was saved comes back, on any devices, and damage is found."""
 import json
+import os
 import re
+import signal
 import time
 import warnings
 
@@ -164,6 +166,32 @@ def test_checksums_are_there_before_the_next_checkpoint(tmp_path):
     assert time.monotonic() < until
     time.sleep(0.01)
   checkpoints.close()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_saving_is_heeded_when_the_checkpoint_is_whole(tmp_path, monkeypatch, number):
+  """An exception amid Orbax's threads is lost, or leaves one that the process waits for when it should end."""
+  class Heeded(Exception):
+    pass
+
+  def heed(*_):
+    raise Heeded
+
+  checkpoints = Checkpoints(tmp_path, 2)
+  sign = checkpoints._sign
+  monkeypatch.setattr(checkpoints, '_sign', lambda step: (os.kill(os.getpid(), number), time.sleep(0.2), sign(step)))
+  before = signal.signal(number, heed)
+  try:
+    with pytest.raises(Heeded):
+      checkpoints.save(5, make_tree(5))
+    assert (tmp_path / '5' / 'sha256.json').exists()
+    assert signal.getsignal(number) is heed
+    signal.signal(number, signal.SIG_IGN)
+    checkpoints.save(10, make_tree(10))   # nothing to raise
+  finally:
+    signal.signal(number, before)
+  checkpoints.close()
+  assert restore(tmp_path, make_tree(0))[0] == 10
 
 
 def test_nothing_is_deleted_when_all_are_damaged(tmp_path):
