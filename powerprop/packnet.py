@@ -50,7 +50,7 @@ def efficient_masks(phi: Tree, count: Any) -> Tree:
   return masks.top_k_global(phi, count) if _one(count) else masks.layerwise(phi, count)
 
 
-def packnet_masks(phi: Tree, free: Tree, count: Any) -> Tree:
+def packnet_masks(phi: Tree, free: Tree, count: Any, live: Tree = None) -> Tree:
   """PackNet's choice: all weights of earlier tasks, and `count` new ones, of largest |φ| among the free.
 
   Where fewer are free, it takes them all.
@@ -58,12 +58,49 @@ def packnet_masks(phi: Tree, free: Tree, count: Any) -> Tree:
   Args:
     phi: shared leaves, None in place of others.
     free: tree of bool like `phi`, or like all parameters.
-    count: as for `efficient_masks`; PackNet's own is a number for each layer.
+    count: as for `efficient_masks`; PackNet's own is a number for each layer, `packnet_counts`.
+    live: the mask of the round before; what it has left out does not come back.
   Source: Mallya & Lazebnik 2018, section 3.
   """
-  live = jax.tree.map(lambda x, f: None if x is None else f, phi, free, is_leaf=is_none)
-  new = masks.top_k_global(phi, count, live) if _one(count) else masks.layerwise(phi, count, live)
-  return jax.tree.map(lambda n, f: n | ~f, new, live)
+  candidates = _candidates(phi, free, live)
+  new = masks.top_k_global(phi, count, candidates) if _one(count) else masks.layerwise(phi, count, candidates)
+  return jax.tree.map(lambda n, f: None if n is None else n | ~f, new, free, is_leaf=is_none)
+
+
+def packnet_counts(phi: Tree, free: Tree, share: float, round: int | jax.Array = 0, rounds: int = 1, live: Tree = None) -> Tree:
+  """How many new weights of each leaf a task keeps after each of PackNet's rounds: ⌊share · dim⌋ of them after the last.
+
+    k = min(max(1, ⌊share · dim⌋), a) of the a free weights that are live;   k_r = k + [(a − k)(1 − 1/(R − r))]
+
+  What goes is shared out evenly among the rounds r = 0 … R − 1, with training after each. [·] rounds to the nearest.
+
+    for r in range(rounds):
+      seen = packnet.packnet_masks(shared, free, packnet.packnet_counts(shared, free, 0.1, r, rounds, seen), seen)
+      ...   # trains on, with the gradients of masks.apply(seen, θ) and `seen & free` as what may change
+
+  Args:
+    phi, free, live: as for `packnet_masks`.
+    share: of a leaf's weights, in (0, 1], that each task gets, fixed beforehand; the last ones get what is left.
+    round: r, traced or not.
+    rounds: R.
+  Returns: tree of int32 scalars.
+  Raises: ValueError for another share or number of rounds.
+  Source: Mallya & Lazebnik 2018, section 3, where the last round is the only one.
+  """
+  if not 0 < share <= 1 or rounds < 1:
+    raise ValueError(f'share is in (0, 1] and rounds at least 1; got {share!r} and {rounds!r}.')
+
+  def of(x: jax.Array) -> jax.Array:
+    there = jnp.sum(x, dtype=jnp.int32)
+    final = jnp.minimum(max(1, math.floor(share * x.size + 1e-6)), there)   # a product that is whole but for rounding
+    return final + jnp.round((there - final) * (1 - 1 / (rounds - round))).astype(jnp.int32)
+  return jax.tree.map(of, _candidates(phi, free, live))
+
+
+def _candidates(phi: Tree, free: Tree, live: Tree) -> Tree:
+  """What is free, in shared leaves, and was not left out before."""
+  found = jax.tree.map(lambda x, f: None if x is None else f, phi, free, is_leaf=is_none)
+  return found if live is None else jax.tree.map(jnp.logical_and, found, live)
 
 
 def make_counts(phi: Tree, densities: Sequence[float], layerwise: bool = False) -> Any:

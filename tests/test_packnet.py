@@ -59,6 +59,32 @@ def test_packnet_masks_are_all_that_is_used_and_the_largest_of_the_free():
   np.testing.assert_array_equal(np.concatenate([np.ravel(found['a']), np.ravel(found['c'])]), largest(both, 5) | used)
 
 
+def test_packnet_rounds():
+  """10 of 40 weights to a task, in four rounds: 30 go, in as equal parts as can be, and none comes back; the next has the rest.
+
+  Counts by hand: 40 → 32.5, rounded to even, → 32 − 22/3 = 24.67 → 25 − 15/2 = 17.5 → 18 → 10; then of 30 free, 30 − 20/4 = 25
+  → 20 → 15 → 10."""
+  rng = np.random.default_rng(4)
+  counts, choose = QUICK(packnet.packnet_counts, static_argnums=(2, 4)), QUICK(packnet.packnet_masks)
+  free = {'w': jnp.ones(40, bool)}
+  for expected in ([32, 25, 18, 10], [25, 20, 15, 10]):
+    seen = {'w': jnp.ones(40, bool)}
+    for number, k in enumerate(expected):
+      phi = {'w': jnp.asarray(rng.normal(size=40), jnp.float32)}   # as training between rounds may leave them
+      count = counts(phi, free, 0.25, number, 4, seen)
+      assert count['w'].dtype == jnp.int32 and count == {'w': k}
+      live = np.asarray(seen['w'] & free['w'])
+      seen = choose(phi, free, count, seen)
+      np.testing.assert_array_equal(seen['w'], largest(np.where(live, phi['w'], 0), k) | ~np.asarray(free['w']))
+    free = {'w': free['w'] & ~seen['w']}
+  assert packnet.packnet_counts(PHI, FREE, 1.0) == {'a': int(FREE['a'].sum()), 'b': None, 'c': int(FREE['c'].sum())}
+  assert packnet.packnet_counts(PHI, FREE, 0.01) == {'a': 1, 'b': None, 'c': 1}
+  assert packnet.packnet_counts({'w': jnp.ones(100)}, {'w': jnp.ones(100, bool)}, 0.29) == {'w': 29}
+  for share, rounds in ((0.0, 1), (1.1, 1), (0.5, 0)):
+    with pytest.raises(ValueError, match=rf'share is in .* got {share} and {rounds}\.'):
+      packnet.packnet_counts(PHI, FREE, share, rounds=rounds)
+
+
 def test_counts_are_floors_of_densities_as_they_are_written():
   """⌊s · dim⌋ with s as the fraction that its digits mean: 0.29 · 100 is 29, where floats have 28.999."""
   weights = {'a': jnp.zeros((10, 10)), 'b': None, 'c': jnp.zeros((3, 7, 1, 1))}

@@ -16,7 +16,7 @@ from experiments.continual.problem import Method, Nets, Problem, State, fresh, h
 from experiments.data import tasks
 from experiments.errors import UserError
 from experiments.train import is_convolutional
-from powerprop import masks, packnet, task_inference, task_masks
+from powerprop import packnet, task_inference, task_masks
 from powerprop.masks import is_none
 from powerprop.reparam import Tree
 
@@ -108,24 +108,12 @@ def with_free(p: Problem, s: State, task: Any, opt_state: Any) -> State:
 
 
 def chosen_by_share(p: Problem, s: State, number: Any) -> Packed:
-  """PackNet's mask after a round: weights of earlier tasks, and of those that are free the largest of each layer. What goes is
-  shared out evenly among the rounds."""
+  """PackNet's mask after a round."""
   wanted, memory = p.config.continual, s.memory
-  share, rounds = wanted.share or 1 / p.heads.tasks, wanted.prune_rounds
   tree = body(p, s.trained.phi, s.trained.net_state)
-  free = task_masks.free(memory.tasks, tree)
-
-  def live(seen: Any, f: jax.Array) -> Any:
-    return None if seen is None else seen & f
-
-  def left(x: jax.Array) -> jax.Array:
-    there = jnp.sum(x, dtype=jnp.int32)
-    final = jnp.minimum(max(1, int(share * x.size + 1e-6)), there)   # a product that is whole but for rounding
-    return final + jnp.round((there - final) * (1 - 1 / (rounds - number))).astype(jnp.int32)
-  alive = jax.tree.map(live, memory.forward, free, is_leaf=is_none)
-  new = masks.layerwise(task_masks.shared(memory.tasks, tree), jax.tree.map(left, alive), alive)
-  mask = jax.tree.map(lambda n, f: None if n is None else n | ~f, new, free, is_leaf=is_none)
-  return memory._replace(forward=mask)
+  weights, free = task_masks.shared(memory.tasks, tree), task_masks.free(memory.tasks, tree)
+  counts = packnet.packnet_counts(weights, free, wanted.share or 1 / p.heads.tasks, number, wanted.prune_rounds, memory.forward)
+  return memory._replace(forward=packnet.packnet_masks(weights, free, counts, memory.forward))
 
 
 def searched(p: Problem, n: Nets, s: State, task: Any) -> State:
