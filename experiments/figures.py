@@ -317,6 +317,10 @@ def _draw(ax: Axes, curves: Sequence[Curve], styles: Styles) -> None:
     style = styles[curve.label]
     low, high = np.clip([curve.mean - curve.sd, curve.mean + curve.sd], 0, 100)  # no accuracy lies outside
     ax.fill_between(curve.x, low, high, color=style['color'], alpha=0.2, linewidth=0)
+    known = np.isfinite(curve.sd)
+    alone = known & ~np.append(known[1:], False) & ~np.append(False, known[:-1])   # a band takes two neighbours
+    if alone.any():
+      ax.vlines(curve.x[alone], low[alone], high[alone], color=style['color'], alpha=0.4, linewidth=2.5)
     ax.plot(curve.x, curve.mean, **style)
   for row, curve in enumerate(curves):
     if curve.diverged is not None and curve.diverged.any():

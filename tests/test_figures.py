@@ -103,6 +103,14 @@ def test_no_band_where_the_spread_is_unknown():
   np.testing.assert_array_equal(figure.axes[0].get_lines()[0].get_ydata(), alone.mean)
 
 
+def test_a_spread_whose_neighbours_have_none_is_a_bar():
+  nan = np.nan
+  curve = Curve('α = 1', np.array([1.0, 2.0, 4.0, 5.0, 8.0, 10.0]), np.full(6, 90.0), np.array([2.0, nan, 1.0, 1.0, nan, nan]))
+  for ax in figures.accuracy_figure([curve], True, '').axes:
+    _, bars = ax.collections
+    assert [bar.vertices.tolist() for bar in bars.get_paths()] == [[[1.0, 88.0], [1.0, 92.0]]]
+
+
 def test_undefined_means_are_drawn_around():
   holed = FIVE[0]._replace(mean=np.where(np.arange(20) < 4, np.nan, FIVE[0].mean))
   empty = FIVE[1]._replace(mean=np.full(20, np.nan), sd=np.full(20, np.nan))
