@@ -20,6 +20,8 @@ from experiments.models import BIASES, MODELS
 from experiments.optimizers import OPTIMIZERS, SCHEDULES, UPDATES, phi_decay
 from experiments.results import TRAINED
 
+UNUSED_RATE = (0.1,)   # sweep.learning_rate of configs/base.py, which alpha_rates overrule
+
 STATIC_AXES: dict[str, Mapping[str, Any]] = {
     'optimizer': OPTIMIZERS, 'update': UPDATES, 'biases': BIASES, 'algorithm': ALGORITHMS}
 
@@ -47,8 +49,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   need(all(is_number(s) and 0 <= s < 1 for s in config.sweep.sparsity), 'sweep.sparsity', 'a tuple of shares in [0, 1)')
   need(all(is_number(p) and 0 <= p < float('inf') for p in config.sweep.penalty), 'sweep.penalty',
        'a tuple of numbers of at least 0')
-  for key in ('sparse.start_share', 'sparse.end_share', 'sparse.drop_fraction'):
+  for key in ('sparse.start_share', 'sparse.end_share', 'sparse.drop_fraction', 'sparse.phase_share'):
     need(0 < value_of(key) <= 1, key, 'a share in (0, 1]')
+  need(0 <= config.sparse.initial_sparsity < 1, 'sparse.initial_sparsity', 'a share in [0, 1)')
   need(config.sparse.start_share <= config.sparse.end_share, 'sparse.end_share', 'at least sparse.start_share')
   need(type(config.sparse.rescale) is bool, 'sparse.rescale', 'True or False')
   need(config.sparse.entry >= 0, 'sparse.entry', 'at least 0')
@@ -60,9 +63,11 @@ def check(config: ml_collections.ConfigDict) -> None:
   need(all(type(s) is int and 0 <= s < 2**31 for s in config.sweep.seed), 'sweep.seed', 'a tuple of integers in [0, 2**31)')
   need(all(is_number(r) and 0 < r < float('inf') for r in config.sweep.learning_rate), 'sweep.learning_rate',
        'a tuple of positive numbers')
-  need(config.alpha_rates == () or (len(config.alpha_rates) == len(config.sweep.alpha) and len(config.sweep.learning_rate) == 1
+  need(config.alpha_rates == () or (len(config.alpha_rates) == len(config.sweep.alpha)
                                     and all(is_number(r) and 0 < r < float('inf') for r in config.alpha_rates)), 'alpha_rates',
-       '(), or a positive number for each of sweep.alpha and sweep.learning_rate a single one')
+       '(), or a positive number for each of sweep.alpha')
+  need(config.alpha_rates == () or config.sweep.learning_rate == UNUSED_RATE, 'sweep.learning_rate',
+       f'left at {UNUSED_RATE} where config.alpha_rates, here {config.alpha_rates}, has the rates')
   for key in ('steps', 'batch_size', 'train_images', 'checkpoint_epochs', 'checkpoints_kept', 'prune.sampled_weights',
               'prune.recalibration_batches', 'sparse.every_steps'):
     need(value_of(key) > 0, key, 'positive')
@@ -121,7 +126,11 @@ def make_group(config: ml_collections.ConfigDict, axes: dict[str, Any]) -> train
     own = own_parameters and own_parameters()
     return train.Group(axes, reparam, lambda rate, key, first: dense(rate), own=own)
   weights = reparam._replace(where=powerprop.powerpropagation(axes['alpha']).where)   # biases are never masked
-  updater = make(axes['sparsity'], config)
+  try:
+    updater = make(axes['sparsity'], config)
+  except ValueError as error:
+    raise UserError(f'{axes["algorithm"]}: {error} Here config.steps={config.steps}, config.sparse.every_steps='
+                    f'{config.sparse.every_steps}, config.sparse.end_share={config.sparse.end_share:g}.') from None
   scored = FIRST_MASKS.get(axes['algorithm'])
 
   def sparse(rate, key, first):

@@ -5,7 +5,7 @@ pruned, and None for the others; the counts are a tree of int like it, or one in
 """
 import fnmatch
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -70,7 +70,7 @@ def make_counts(weights: Tree, sparsity: Sparsity, distribution: Distribution = 
   >>> make_counts(weights, {'a': 0.9, '*': 0.5})
   {'a': 10, 'b': 10}
 
-  Raises: ValueError as the distribution does, and for a leaf that no pattern fits.
+  Raises: ValueError as the distribution does, for a leaf that no pattern fits, and for a pattern that no leaf fits.
   """
   if not isinstance(sparsity, Mapping):
     if not callable(distribution):
@@ -86,7 +86,9 @@ def make_counts(weights: Tree, sparsity: Sparsity, distribution: Distribution = 
       if fnmatch.fnmatchcase(name, pattern):
         return _at_least_one(name, (1 - value) * x.size, x.size, value)
     raise ValueError(f'sparsity has no pattern for {name}; it has {list(table)}: add it, or "*" for the rest.')
-  return jax.tree_util.tree_map_with_path(leaf, weights, is_leaf=is_none)
+  counts = jax.tree_util.tree_map_with_path(leaf, weights, is_leaf=is_none)
+  _check_patterns('sparsity', table, weights)
+  return counts
 
 
 def leave_dense(weights: Tree, patterns: Sequence[str]) -> Tree:
@@ -96,12 +98,16 @@ def leave_dense(weights: Tree, patterns: Sequence[str]) -> Tree:
   """
   if isinstance(patterns, str):
     raise ValueError(f'dense is a sequence of patterns, as ({patterns!r},), got {patterns!r}.')
-  names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(weights)]
-  for pattern in patterns:
-    if not fnmatch.filter(names, pattern):
-      raise ValueError(f'dense has the pattern {pattern!r}, which fits none of {names}.')
+  _check_patterns('dense', patterns, weights)
   return jax.tree_util.tree_map_with_path(
       lambda path, x: None if any(fnmatch.fnmatchcase(leaf_name(path), p) for p in patterns) else x, weights)
+
+
+def _check_patterns(what: str, patterns: Iterable[str], weights: Tree) -> None:
+  names = [leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(weights)]
+  for pattern in patterns:
+    if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+      raise ValueError(f'{what} has the pattern {pattern!r}, which fits none of {names}.')
 
 
 def _sizes(weights: Tree) -> dict[str, int]:
@@ -142,10 +148,14 @@ def _round(weights: Tree, ideal: dict[str, float], sparsity: float) -> Tree:
   missing = _whole(sum(ideal.values())) - sum(counts.values())
   order = sorted(ideal, key=lambda name: (counts[name] - ideal[name], name))   # largest remainder first, names among equals
   step = 1 if missing > 0 else -1
-  for name in order if missing > 0 else reversed(order):
-    if missing and (counts[name] < sizes[name] if step > 0 else counts[name] > 1):
-      counts[name] += step
-      missing -= step
+  while missing:   # more than one round where many leaves were lifted to one weight
+    before = missing
+    for name in order if step > 0 else reversed(order):
+      if missing and (counts[name] < sizes[name] if step > 0 else counts[name] > 1):
+        counts[name] += step
+        missing -= step
+    if missing == before:
+      break
   if missing:
     raise ValueError(f'sparsity {sparsity:g} keeps {sum(counts.values()) + missing} weights, less than one for each of '
                      f'{len(counts)} leaves.')

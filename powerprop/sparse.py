@@ -7,6 +7,7 @@ The same four lines train every algorithm of `powerprop.updaters`:
     updates, opt_state = tx.update(grads, opt_state, phi)
     phi = optax.apply_updates(phi, updates)
 """
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ from jax import lax
 
 from powerprop.masks import apply, counts, is_none
 from powerprop.reparam import Reparam, Tree, leaf_name, powerpropagation, psi_inverse
-from powerprop.thresholds import check_structure
-from powerprop.transforms import Outermost, Propagation, find_states, holds_outermost
+from powerprop.thresholds import check_mask, check_structure
+from powerprop.transforms import Outermost, Propagation, begin, find_states, holds_outermost
 
 
 class Masks(NamedTuple):
@@ -77,7 +78,7 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
     inner: any optax transformation; it sees gradients that are 0 where the optimiser may change nothing.
     updater: from `powerprop.updaters`.
     reparam: the one of the network; its `where` says which leaves may be masked. None: that of `inner`, where it is what
-      `target_propagation` or `backpropagation` gave; else no reparameterisation.
+      `target_propagation` or `backpropagation` gave; else no reparameterisation, which is an error where there is one deeper in.
     key: typed key for updaters that draw at random; kept in the state. Inside a map over seeds, each has to have its own.
     entry: see above; at least 0.
   Returns: a transformation whose `update` takes (gradient at `masked(state, θ)`, state, φ) and, by keyword, `step`: a number of
@@ -85,15 +86,19 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
     update of masks then stays a branch, where it else would be computed at every step. It counts updates that were applied, as
     the state does by itself: under optax.MultiSteps or apply_if_finite a loop's counter runs ahead of them, and a step that is
     left out may be the one at which masks settle.
-  Raises: ValueError for a negative `entry`, for another α than inside, and when `update` gets no parameters.
+  Raises: ValueError for a negative `entry`, for another α than inside, and when `update` gets no parameters. A warning where a
+    weight has α > 1 and nothing inside that propagates.
   """
   if not isinstance(updater, SparsityUpdater):
-    raise ValueError(f'sparsify takes an updater of powerprop.updaters, got {type(updater).__name__}.')
+    raise ValueError('sparsify(inner, updater, reparam) takes what a rule of powerprop.updaters gives, as updaters.rigl(0.9, 99);'
+                     f' got {getattr(updater, "__name__", type(updater).__name__)} as the second argument.')
+  if not hasattr(inner, 'update'):
+    raise ValueError(f'inner is an optax transformation, as optax.adam(1e-3); got {getattr(inner, "__name__", inner)!r}.')
   inside = 'sparsify moves masked weights to 0, and what is within must let it: put protect around it, not inside.'
   if isinstance(inner, Outermost):
     raise ValueError(inside)
-  if not entry >= 0:
-    raise ValueError(f'entry must be at least 0, got {entry!r}.')
+  if not 0 <= entry < float('inf'):
+    raise ValueError(f'entry must be at least 0, and finite; got {entry!r}.')
   if reparam is not None and not isinstance(reparam, Reparam):
     raise ValueError(f'reparam is what powerpropagation(alpha) gives, got {reparam!r}.')
   if key is not None and not jnp.issubdtype(jnp.result_type(key), jax.dtypes.prng_key):
@@ -106,13 +111,12 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
     step = jnp.zeros([], jnp.int32)
     if not jax.tree.leaves(params):   # optax's own placeholders
       return SparsifyState(step, Masks(params), Masks(params), (), inner.init(params))
-    if propagated is not None:
-      _check_alike(reparam, propagated, params)
     masks, memory = _first(updater, _maskable(reparam, params), key)
     seen = params if updater.keeps else apply(masks.forward, params)
-    inner_state = inner.init(seen)
+    inner_state, propagations = begin(inner, seen)
     if holds_outermost(inner_state):
       raise ValueError(inside)
+    _check_alike(reparam, propagations, params)
     return SparsifyState(step, masks, count_kept(masks), memory, inner_state)
 
   def update(updates: Tree, state: SparsifyState, params: Tree = None, *, step: Any = None,
@@ -158,8 +162,10 @@ def masked(opt_state: Any, params: Tree, which: str = 'forward') -> Tree:
     params: φ, θ or a copy of them, of the structure that `init` got.
     which: 'forward', or 'backward' for what the optimiser may change.
   Raises: ValueError when there is no `sparsify` in the state, when something is chained after one (by optax.chain or
-    named_chain; states of several optimisers go into a list or a dictionary), or for other parameters.
+    named_chain; states of several optimisers go into a list or a dictionary), for other parameters, and for another word.
   """
+  if which not in ('forward', 'backward'):
+    raise ValueError(f"which is 'forward' or 'backward'; got {which!r}.")
   by_name: dict[str, jax.Array] = {}
   for state in _states(opt_state):
     for path, mask in jax.tree_util.tree_leaves_with_path(trained(state.masks) if which == 'backward' else state.masks.forward):
@@ -174,14 +180,32 @@ def masked(opt_state: Any, params: Tree, which: str = 'forward') -> Tree:
 def with_masks(opt_state: Any, masks: Masks) -> Any:
   """`opt_state` with other masks in its one `sparsify`: from a sparse checkpoint, say. Same shapes, nothing is compiled anew.
 
-  `masks` has a backward tree where that of the state has one: with Top-KAST, for example.
-  Raises: ValueError when there is not exactly one, or for masks of another structure.
+  `masks` has a backward tree where that of the state has one: with Top-KAST, for example. Rules that only prune (static,
+  one_shot, gradual without return) never add to what they are given: fewer live weights than they are to keep stay fewer.
+  Raises: ValueError when there is not exactly one, and for masks of another structure, shape or dtype, or whose backward tree
+    lacks weights of the forward one (looked for outside jit).
   """
   states = _states(opt_state)
   if len(states) != 1:
     raise ValueError(f'with_masks wants one sparsify in the state, got {len(states)}.')
+  if not isinstance(masks, Masks):
+    raise ValueError('with_masks takes powerprop.Masks(forward, backward), and Masks(tree) where the backward tree is the same; '
+                     f'got {type(masks).__name__}.')
+
+  def fits(path: Any, mask: Any, old: Any) -> None:
+    if (mask is None) != (old is None):
+      raise ValueError(f'{leaf_name(path)} is {"never" if old is None else "always"} masked: its mask is '
+                       f'{"None" if old is None else "an array of bool"}, got {"None" if mask is None else "an array"}.')
+    if mask is not None:
+      check_mask(mask, old, path)
   for name, tree, old in zip(Masks._fields, masks, states[0].masks, strict=True):
     check_structure(f'the {name} masks', tree, 'those of the state', old, is_leaf=is_none)
+    jax.tree_util.tree_map_with_path(fits, tree, old, is_leaf=is_none)
+
+  def holds(path: Any, seen: jax.Array, moves: jax.Array) -> None:
+    if not isinstance(seen, jax.core.Tracer) and not isinstance(moves, jax.core.Tracer) and jnp.any(seen & ~moves):
+      raise ValueError(f'{leaf_name(path)} has weights in the forward mask that the backward mask lacks.')
+  jax.tree_util.tree_map_with_path(holds, masks.forward, trained(masks))
   return jax.tree.map(lambda x: x._replace(masks=masks, kept=count_kept(masks)) if isinstance(x, SparsifyState) else x,
                       opt_state, is_leaf=lambda x: isinstance(x, SparsifyState))
 
@@ -241,13 +265,23 @@ def _first(updater: SparsityUpdater, weights: Tree, key: jax.Array | None) -> tu
   return jax.jit(updater.init, out_shardings=jax.tree.map(lambda x: places.get(x.shape), shapes))(weights, key)
 
 
-def _check_alike(reparam: Reparam, inside: Reparam, params: Tree) -> None:
-  """Raises ValueError where a leaf that may be masked has another α inside."""
-  def leaf(path: Any, on: bool, a: float, b: float) -> None:
-    if on and a != b:
-      raise ValueError(f'{leaf_name(path)} has α = {a:g} in sparsify and α = {b:g} in the transformation inside; give both the '
-                       'same reparam.')
-  jax.tree_util.tree_map_with_path(leaf, reparam.where(params), reparam.alphas(params), inside.alphas(params))
+def _check_alike(reparam: Reparam, inside: list[tuple[Reparam, Tree]], params: Tree) -> None:
+  """Raises ValueError where a leaf that may be masked has another α inside, and warns where it should have one and has none."""
+  found: dict[str, float] = {}
+  for other, some in inside:   # of optax.partition each has its part
+    found |= {leaf_name(path): alpha for path, alpha in jax.tree_util.tree_leaves_with_path(other.alphas(some))}
+  bare = []
+  on = jax.tree.leaves(reparam.where(params))
+  for (path, alpha), weight in zip(jax.tree_util.tree_leaves_with_path(reparam.alphas(params)), on, strict=True):
+    name = leaf_name(path)
+    if weight and alpha != found.get(name, alpha):
+      raise ValueError(f'{name} has α = {alpha:g} in sparsify and α = {found[name]:g} in the transformation inside; give both '
+                       'the same reparam.')
+    if weight and alpha > 1 and name not in found:
+      bare.append(name)
+  if bare:
+    warnings.warn(f'{bare[0]} has α > 1, and its gradient, at θ, becomes an update of φ without the slope: '
+                  'sparsify(target_propagation(inner, reparam), updater, reparam).', stacklevel=3)
 
 
 def _maskable(reparam: Reparam, params: Tree) -> Tree:

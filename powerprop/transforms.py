@@ -3,6 +3,7 @@
 Both wrap an inner chain rather than stand in it, so that decay, clipping and trust ratios inside see what they should.
 """
 import collections
+import contextvars
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,9 @@ from optax import contrib
 from powerprop.reparam import Reparam, Tree, describe_leaves
 
 Update = Callable[[Tree, Any, Tree], tuple[Tree, Any]]   # optax's: (gradients, state, parameters) → (updates, state)
+
+
+_begun: contextvars.ContextVar[list[tuple[Reparam, Tree]] | None] = contextvars.ContextVar('begun', default=None)
 
 
 class Outermost(optax.GradientTransformationExtraArgs):
@@ -78,7 +82,9 @@ def backpropagation(inner: optax.GradientTransformation, reparam: Reparam) -> op
   return _wrap(inner, reparam, lambda phi: phi, update)
 
 
-_AVERAGING = (contrib.ScheduleFreeState, contrib.MechanicState, contrib.SAMState)   # they scale or average the updates inside
+# They scale, average or now and then leave out the updates inside.
+_UNFIT = (contrib.ScheduleFreeState, contrib.MechanicState, contrib.SAMState, optax.LookaheadState,
+          optax.ConditionallyTransformState)
 
 
 def find_states(opt_state: Any, kind: type, what: str) -> list[Any]:
@@ -94,11 +100,20 @@ def find_states(opt_state: Any, kind: type, what: str) -> list[Any]:
     if type(x) in (tuple, collections.OrderedDict) and any(found[:-1]):   # the state of optax.chain, of optax.named_chain
       raise ValueError(f'something is chained after {what} and would change its updates: put it inside, as in '
                        f'{what}(optax.chain(...)).')
-    if isinstance(x, _AVERAGING) and any(found):
+    if isinstance(x, _UNFIT) and any(found):
       raise ValueError(f'{type(x).__name__.removesuffix("State")} around {what} makes other updates of its updates; '
                        f'{what} stands outermost.')
     return [state for some in found for state in some]
   return walk(opt_state)
+
+
+def begin(inner: optax.GradientTransformation, params: Tree) -> tuple[Any, list[tuple[Reparam, Tree]]]:
+  """The first state of `inner`, and what was given to each of the wrappers above that are in it, at any depth: reparam and φ."""
+  token = _begun.set([])
+  try:
+    return inner.init(params), _begun.get() or []
+  finally:
+    _begun.reset(token)
 
 
 def holds_outermost(state: Any) -> bool:
@@ -121,6 +136,8 @@ def _wrap(inner: optax.GradientTransformation, reparam: Reparam, seen: Callable[
   inner = optax.with_extra_args_support(inner)
 
   def init(params: Tree) -> Any:
+    if (begun := _begun.get()) is not None:
+      begun.append((reparam, params))
     # Empty trees are optax's own: groups of `partition` without parameters, placeholders of `optax.tree.map_params`.
     state = inner.init(seen(_promote(params)) if jax.tree.leaves(params) else params)
     if holds_outermost(state):   # in a chain, MultiSteps, inject_hyperparams

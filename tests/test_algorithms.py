@@ -171,8 +171,11 @@ def test_side_by_side_as_one_after_another(data_dir, tmp_path):
   ('sparse.every_steps', 0, 'config.sparse.every_steps must be positive, got 0.'),
   ('schedule', 'linear', "config.schedule must be one of ['constant', 'cosine', 'steps'], got 'linear'."),
   ('augment', 'flip', "config.augment must be one of ['crop_and_flip', 'none'], got 'flip'."),
-  ('alpha_rates', (0.1, 0.2), 'config.alpha_rates must be (), or a positive number for each of sweep.alpha and '
-   'sweep.learning_rate a single one, got (0.1, 0.2).')])
+  ('sparse.initial_sparsity', 1.0, 'config.sparse.initial_sparsity must be a share in [0, 1), got 1.0.'),
+  ('sparse.phase_share', 0.0, 'config.sparse.phase_share must be a share in (0, 1], got 0.0.'),
+  ('sweep.learning_rate', (0.3,), 'config.sweep.learning_rate must be left at (0.1,) where config.alpha_rates, here (0.07,), has '
+   'the rates, got (0.3,).'),
+  ('alpha_rates', (0.1, 0.2), 'config.alpha_rates must be (), or a positive number for each of sweep.alpha, got (0.1, 0.2).')])
 def test_mistakes(data_dir, key, value, message):
   config = make_config(data_dir, **{key: value})
   with pytest.raises(UserError) as error:
@@ -182,7 +185,8 @@ def test_mistakes(data_dir, key, value, message):
 
 @pytest.mark.parametrize('change, message', [
   ({'sparse.dense': ('conv*',)}, "dense has the pattern 'conv\\*', which fits none of"),
-  ({'sweep.sparsity': (0.9999,)}, 'less than one')])
+  ({'sweep.sparsity': (0.9999,)}, 'less than one'),
+  ({'sparse.every_steps': 1000}, r'^rigl: nothing would ever be exchanged: .* Here config.steps=\d+, .*every_steps=1000, ')])
 def test_what_fits_no_network_is_a_mistake_of_the_user(data_dir, tmp_path, change, message):
   with pytest.raises(UserError, match=message):
     supervised.run(make_config(data_dir, **change), tmp_path)

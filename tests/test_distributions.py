@@ -1,4 +1,6 @@
 """Counts of weights: totals exact, by tables typed by hand and by an independent solution of ERK's equation."""
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -51,11 +53,19 @@ def test_totals_are_exact_and_layers_live(shapes, sparsity, distribution):
   sizes = [w.size for w in weights]
   try:
     counts = distribution(weights, sparsity)
-  except ValueError as error:
+  except ValueError as error:   # a leaf that is to keep less than half a weight, or fewer weights than leaves
     assert 'less than one' in str(error)
+    total = math.floor((1 - sparsity) * sum(sizes) + 0.5 + 1e-6)
+    assert 'keeps' in str(error) and (total < len(sizes) or f'weights, less than one for each of {len(sizes)}' not in str(error))
     return
   assert all(1 <= k <= n for k, n in zip(counts, sizes, strict=True))
   assert abs(sum(counts) - (1 - sparsity) * sum(sizes)) <= 0.5 + 1e-5
+
+
+def test_many_small_leaves_that_are_lifted_to_one_weight():
+  """53.5 of 1070 weights, rounded up: half a weight of each of six leaves becomes one, and the large leaf pays for all."""
+  weights = {f'small_{i}': np.zeros(10) for i in range(6)} | {'large': np.zeros(1010)}
+  assert uniform(weights, 0.95) == {f'small_{i}': 1 for i in range(6)} | {'large': 48}
 
 
 def test_erk_fills_layers_in_more_than_one_round():

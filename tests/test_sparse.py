@@ -242,7 +242,7 @@ def test_the_optimiser_sees_masked_weights_from_the_first_moment():
 
 def test_leaves_that_are_none_or_numbers_pass_through():
   theta = {'a': THETA['a'] | {'nothing': None, 'scale': 1.0}}
-  tx = sparsify(optax.sgd(0.1), rigl(0.8, 10, 1, distribution=uniform), powerpropagation(2.0), KEY)
+  tx = sparsify(optax.sgd(0.1), rigl(0.8, 10, 1, distribution=uniform), key=KEY)
   state, grads = tx.init(theta), jax.tree.map(jnp.ones_like, theta)
   for _ in range(2):   # masks change in both
     updates, state = tx.update(grads, state, theta)
@@ -573,13 +573,25 @@ def test_a_reparam_that_is_not_given_is_that_of_the_transformation_inside():
   sparsify(inner, updater, powerpropagation({'a/*': 2.0, '*': 2.0}), KEY).init(THETA)   # the same by another road
 
 
+def test_powers_without_a_slope_are_warned_of():
+  for inner in (optax.adam(0.1), optax.chain(optax.clip(1.0), optax.adam(0.1))):
+    with pytest.warns(UserWarning, match='^a/w has α > 1, and its gradient, at θ, becomes an update of φ without the slope: '):
+      sparsify(inner, RULES['gradual'](), powerpropagation(2.0)).init(THETA)
+  propagated = target_propagation(optax.adam(0.1), powerpropagation(2.0))
+  for inner in (optax.chain(optax.clip(1.0), propagated), optax.partition({'w': propagated, 'rest': optax.sgd(0.1)}, labels)):
+    sparsify(inner, RULES['gradual'](), powerpropagation(2.0)).init(THETA)   # a warning would be an error here
+
+
 def new_state():
   return sparsify(optax.sgd(0.1), RULES['gradual']()).init(THETA)
 
 
 MISUSE = {
-    'sparsify takes an updater of powerprop.updaters, got function': lambda: sparsify(optax.sgd(0.1), gradual),
-    'entry must be at least 0, got -1': lambda: sparsify(optax.sgd(0.1), RULES['gradual'](), entry=-1),
+    'what a rule of powerprop.updaters gives, .* got gradual as the second argument': lambda: sparsify(optax.sgd(0.1), gradual),
+    "inner is an optax transformation, .* got 'sgd'": lambda: sparsify(optax.sgd, RULES['gradual']()),
+    "which is 'forward' or 'backward'; got 'Backward'": lambda: masked(new_state(), THETA, 'Backward'),
+    'entry must be at least 0, and finite; got inf': lambda: sparsify(optax.sgd(0.1), RULES['gradual'](), entry=float('inf')),
+    'entry must be at least 0, and finite; got -1': lambda: sparsify(optax.sgd(0.1), RULES['gradual'](), entry=-1),
     'static draws at random: sparsify needs key': lambda: sparsify(optax.sgd(0.1), static(0.8)).init(THETA),
     'there is no sparsify in this optimiser state': lambda: masked(optax.adam(0.1).init(THETA), THETA),
     'the state has a mask for a/w, which these parameters lack': lambda: masked(new_state(), {'c': THETA['c']}),
@@ -588,6 +600,22 @@ MISUSE = {
         {'a': THETA['a']}, new_state(), THETA),
     'a/w has α = 3 in sparsify and α = 2 in the transformation inside': lambda: sparsify(
         target_propagation(optax.sgd(0.1), powerpropagation(2.0)), RULES['gradual'](), powerpropagation(3.0)).init(THETA),
+    'a/w has α = 1 in sparsify and α = 2 in the transformation inside': lambda: sparsify(
+        optax.chain(optax.clip(1.0), target_propagation(optax.sgd(0.1), powerpropagation(2.0))), RULES['gradual']()).init(THETA),
+    'a/w has α = 3 in sparsify and α = 2 in': lambda: sparsify(
+        optax.partition({'w': target_propagation(optax.sgd(0.1), powerpropagation(2.0)), 'rest': optax.sgd(0.1)}, labels),
+        RULES['gradual'](), powerpropagation(3.0)).init(THETA),
+    'with_masks takes powerprop.Masks.forward, backward., .* got dict': lambda: with_masks(new_state(), THETA),
+    'a/b is never masked: its mask is None, got an array': lambda: with_masks(new_state(), Masks(THETA)),
+    'a mask is bool and shaped like its array': lambda: with_masks(
+        state := new_state(), Masks(jax.tree.map(lambda x: x.T, state.masks.forward))),
+    'a/w has weights in the forward mask that the backward mask lacks': lambda: with_masks(
+        state := sparsify(optax.sgd(0.1), top_kast(0.8, 0.5)).init(THETA),
+        state.masks._replace(backward=jax.tree.map(jnp.logical_not, state.masks.backward))),
+    'Lookahead around sparsify makes other updates': lambda: masked(optax.lookahead(
+        sparsify(optax.sgd(0.1), RULES['gradual']()), 5, 0.5).init(optax.LookaheadParams.init_synced(THETA)), THETA),
+    'ConditionallyTransform around sparsify makes other updates': lambda: masked(optax.conditionally_transform(
+        sparsify(optax.sgd(0.1), RULES['gradual']()), lambda n: n > 0).init(THETA), THETA),
     'reparam is what powerpropagation.alpha. gives, got 2.0': lambda: sparsify(optax.sgd(0.1), RULES['gradual'](), 2.0),
     'key is a typed key, as jax.random.key.0., got 0': lambda: sparsify(optax.sgd(0.1), static(0.8), key=0),
     'nothing would ever be exchanged: .* every_steps=100, and from end_step=50 on': lambda: rigl(0.8, 50),

@@ -14,7 +14,7 @@ from powerprop import masked, powerpropagation, sparsify, target_propagation
 from powerprop.distributions import uniform
 from powerprop.sparse import trained
 from powerprop.updaters import ac_dc, dsr, gradual, granet, rigl, set_, snfs, straight_through, top_kast
-from powerprop.updaters.common import random_scores, share_out
+from powerprop.updaters.common import random_scores, share_out, sum_counts
 
 SHAPES = {'first': (9, 8), 'second': (8, 5)}
 RNG = np.random.default_rng(0)
@@ -325,6 +325,14 @@ def test_share_out_of_floating_weights_adds_up(total, weights, capacity):
     (-3, [1.0, 1.0, 1.0], [6, 2, 4], [0, 0, 0])])
 def test_share_out_by_hand(total, weights, capacity, expected):
   assert SHARE_OUT(total, jnp.array(weights, jnp.float32), jnp.array(capacity, jnp.int32)).tolist() == expected
+
+
+def test_share_out_where_sums_would_be_of_64_bits():
+  with jax.enable_x64(True):
+    found = jax.jit(lambda: share_out(7, jnp.array([1, 2, 3], jnp.int32), jnp.array([5, 5, 2], jnp.int32)))()
+    assert found.dtype == jnp.int32 and found.tolist() == [2, 3, 2]   # 2 fill the last; of the 5 left a third and two thirds
+    kept = sum_counts({'a': jnp.ones(3, bool), 'b': jnp.zeros(2, bool)})
+    assert kept.dtype == jnp.int32 and kept == 3
 
 
 # ---- misuse ---------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def exchange(theta: Tree, scores: Tree, live: Tree, counts: Any, together: bool,
 
 def sum_counts(mask: Tree) -> jax.Array:
   """Entries kept in all leaves together: int32 scalar."""
-  return jnp.sum(jnp.stack(jax.tree.leaves(masks.counts(mask))))
+  return _sum(jnp.stack(jax.tree.leaves(masks.counts(mask))))
 
 
 def share_out(total: int | jax.Array, weights: jax.Array, capacity: jax.Array) -> jax.Array:
@@ -83,15 +83,15 @@ def share_out(total: int | jax.Array, weights: jax.Array, capacity: jax.Array) -
   Returns: [L] int32.
   """
   capacity = jnp.asarray(capacity, jnp.int32)
-  total = jnp.clip(jnp.asarray(total, jnp.int32), 0, jnp.sum(capacity))
+  total = jnp.clip(jnp.asarray(total, jnp.int32), 0, _sum(capacity))
   weights, room = _parts(jnp.asarray(weights)), _parts(capacity)
 
   def divide(full: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What is left for those that are not full, and of it ⌊rest w_l / Σ w⌋ with its remainder, in Σ w-ths."""
-    rest = total - jnp.sum(jnp.where(full, capacity, 0))
+    rest = total - _sum(jnp.where(full, capacity, 0))
     open_weights = jnp.where(full, 0, weights)
     parts = jnp.where(jnp.sum(open_weights) > 0, open_weights, jnp.where(full, 0, room))
-    whole = jnp.maximum(jnp.sum(parts), 1)
+    whole = jnp.maximum(_sum(parts), 1)
 
     def digit(i: jax.Array, c: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
       # Long multiplication and division, a binary digit of `rest` at a time: the product itself would take 64 bits.
@@ -111,8 +111,13 @@ def share_out(total: int | jax.Array, weights: jax.Array, capacity: jax.Array) -
   rest, quotient, remainder = divide(full)
   shares = jnp.where(full, 0, quotient)
   order = jnp.argsort(jnp.where(full, 1, -remainder), stable=True)
-  one_more = jnp.zeros_like(full).at[order].set(jnp.arange(full.size) < rest - jnp.sum(shares))
+  one_more = jnp.zeros_like(full).at[order].set(jnp.arange(full.size) < rest - _sum(shares))
   return jnp.where(full, capacity, shares + one_more)
+
+
+def _sum(x: jax.Array) -> jax.Array:
+  """int32 also where jnp.sum would make int64 of it, under jax_enable_x64."""
+  return jnp.sum(x, dtype=jnp.int32)
 
 
 def _parts(weights: jax.Array) -> jax.Array:
