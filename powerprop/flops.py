@@ -11,11 +11,13 @@ A layer l with c_l dense operations forward, forward density d_l and backward de
 where d is the share of weights that the network sees, and b of those whose gradient is needed. The first layer is charged for
 the gradient at its input too, which nobody needs, so that a dense step is three times a forward pass f_D and a sparse one 3 f_S.
   method                                   backward density b      steps with the gradient at all weights
-  static, SET, SNIP, gradual, AC/DC        d                       none (SNIP: one dense step before the first)
+  static, SET, DSR, gradual, AC/DC         d                       none
+  SNIP, GraSP, SynFlow                     d                       none; what scores before the first step is left out
   Top-KAST                                 that of its larger set  none
   straight-through                         1                       all, by its b
-  RigL                                     d                       one every ΔT steps, until masks stay
+  RigL, GraNet                             d                       one every ΔT steps, until masks stay
   SNFS                                     d                       all
+  STR, L0, v⊙v − u⊙u                       1, and d is 1           dense throughout: they are sparse at the end
 which gives 2 f_S + f_D for a step of SNFS and (3 f_S ΔT + 2 f_S + f_D) / (ΔT + 1) for RigL's, if an update of its masks is a step
 of its own as in its paper; here one step in ΔT is charged, by `phases`, or any share of them, by `Phase`.
 

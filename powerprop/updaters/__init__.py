@@ -1,19 +1,22 @@
 """Algorithms that make a network sparse while it trains, each a `SparsityUpdater` for `powerprop.sparsify`.
 
-A row is chosen by drop score, grow score, distribution, schedule and scope:
+A row is drop score × grow score × distribution × schedule × scope. The distribution is a default and may be any of
+`powerprop.distributions`; but for SNFS and DSR the scope is each layer, or all together where the distribution is `globally`.
 
-  static            none; random at the start                      fixed
-  given             none; from outside, as by `at_start`           fixed
-  one_shot          drop |θ| once                                  dense to sparse
-  gradual           drop |θ| by a cubic schedule                   dense to sparse
-  straight_through  the largest |θ| at each step, all move         dense to sparse
-  granet            drop |θ| by a cubic schedule, grow |∂L/∂θ|     from an initial sparsity
-  ac_dc             the largest |θ|, and all again, in turn        dense to sparse
-  set               drop |θ|, grow at random                       sparse to sparse
-  rigl              drop |θ|, grow |∂L/∂θ|                         sparse to sparse
-  top_kast          the largest |θ|; a larger set moves            sparse to sparse
-  snfs              drop |θ|, grow |mean of ∂L/∂θ|                 sparse to sparse; counts of layers move with the mean
-  dsr               drop |θ| over all layers, grow at random       sparse to sparse; counts of layers move with what is kept
+  rule              drop            grow               distribution  schedule                       scope
+  static            –               random, once       ERK           fixed                          by layer
+  given             –               by the mask        of the mask   fixed                          of the mask
+  one_shot          |θ|             –                  uniform       one step                       by layer
+  gradual           |θ|             –                  uniform       cubic                          by layer
+  straight_through  |θ|             |θ|, all move      uniform       constant                       by layer
+  granet            |θ|             |∂L/∂θ|            ERK           cubic, exchanges by a cosine   by layer
+  ac_dc             |θ|             all                globally      phases                         together
+  set               |θ|             random             ERK           every ΔT, by a cosine          by layer
+  rigl              |θ|             |∂L/∂θ|            ERK           every ΔT, by a cosine          by layer
+  top_kast          |θ|             |θ| in a larger    uniform       every n                        by layer
+                                    set, which moves
+  snfs              |θ|             |mean of ∂L/∂θ|    uniform       every ΔT, by a cosine          counts move with the mean
+  dsr               |θ|             random             uniform       every ΔT, by a cosine          drops together, counts move
 
 SNIP, GraSP and SynFlow choose a mask before training: `snip_masks`, `grasp_masks` and `synflow_masks` make it, `given` keeps it.
 """

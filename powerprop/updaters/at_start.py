@@ -40,7 +40,8 @@ def snip_masks(loss_fn: Loss, theta: Tree, batches: Any, sparsity: Sparsity, dis
   The absolute value is of the mean, so that several batches score as the one large batch that they make up: the paper's score,
   in which signs cancel between examples. Since φ ∂L/∂φ = α θ ∂L/∂θ, φ and θ have the same mask where α is the same.
 
-  Cost: a gradient for each batch; memory for one batch and two float32 copies of the weights.
+  Cost: a gradient for each batch; memory for one batch and two float32 copies of the weights. Score: |θ ∂L/∂θ|, once;
+  distribution and scope: `globally`, by layer for others.
 
   Args:
     loss_fn: (parameters, batch) → mean loss of the batch, a scalar.
@@ -72,7 +73,8 @@ def grasp_masks(loss_fn: Loss, theta: Tree, batches: Any, sparsity: Sparsity, di
   the gradient along g. Differs from the paper: no temperature divides the logits, which `loss_fn` may do; and what is scored is
   θ as it is given, where the paper draws the linear layers anew.
 
-  Cost: a gradient and a Hessian-vector product, two to three gradients more, for each batch; memory for one batch.
+  Cost: a gradient and a Hessian-vector product, two to three gradients more, for each batch; memory for one batch. Score: θ · Hg,
+  once; distribution and scope: as for `snip_masks`.
 
   Args: as for `snip_masks`.
   Source: Wang et al. 2020 (arXiv:2002.07376), section 4, eqs. (6) to (8).
@@ -101,7 +103,8 @@ def synflow_masks(network: Network, theta: Tree, shape: Sequence[int], sparsity:
   output has to be in proportion to the input: activations are ReLU, biases 0, as at initialisation, and batch normalisation
   uses its stored averages.
 
-  Cost: `rounds` gradients and three times as many forward passes, of one example.
+  Cost: `rounds` gradients and three times as many forward passes, of one example. Score: θ · ∂R/∂θ, in rounds; distribution and
+  scope: as for `snip_masks`.
 
   Args:
     network: (parameters, inputs) → outputs; parameters that are no weights enter as |x|, too.

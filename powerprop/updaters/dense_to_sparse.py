@@ -23,7 +23,8 @@ def gradual(sparsity: Sparsity, start_step: int, end_step: int, every_steps: int
 
   exactly k_l from the end on, also where `every_steps` does not divide the span.
 
-  Cost: dense until the start, then by the schedule; each update finds one threshold a layer. Drop score: |θ|; grow score: none.
+  Cost: dense until the start, then by the schedule; each update finds one threshold a layer. Drop score: |θ|; grow score: none;
+  distribution: uniform; schedule: cubic; scope: by layer, all together where the distribution is `globally`.
 
   Args:
     sparsity: share of weights removed at the end, or a mapping from patterns of leaf names to shares.
@@ -58,7 +59,8 @@ def one_shot(sparsity: Sparsity, step: int, distribution: Distribution = uniform
 
     m = 1 for n < step;   at n = step: m ← top(|θ|, k_l), and it stays
 
-  Cost: dense until then, sparse from then on; one threshold a layer. Drop score: |θ|; grow score: none.
+  Cost: dense until then, sparse from then on; one threshold a layer. Drop score: |θ|; grow score: none; distribution: uniform;
+  schedule: one step; scope: as for `gradual`.
 
   Args: as for `gradual`; `step` in applied updates, at least 1.
   Raises: ValueError for another step.
@@ -75,7 +77,8 @@ def straight_through(sparsity: Sparsity, distribution: Distribution = uniform, d
 
     m ← top(|θ|, k_l) every so often;   u ← inner(∂L/∂θ at θ ∘ m), applied to every weight
 
-  Cost: sparse forward, dense backward; a threshold a layer every `every_steps`. Drop score: |θ|; grow score: |θ|.
+  Cost: sparse forward, dense backward; a threshold a layer every `every_steps`. Drop score: |θ|; grow score: |θ|; distribution:
+  uniform; schedule: constant, for ever; scope: as for `gradual`.
 
   Args: as for `gradual`; sparse from the first step on.
   Source: Bengio et al. 2013 (arXiv:1308.3432) for the estimator.
@@ -107,8 +110,8 @@ def granet(sparsity: Sparsity, start_step: int, end_step: int, every_steps: int,
   was dropped in the same update may be grown again; it then keeps its value.
 
   Cost: that of a network of the initial sparsity at first, falling by the schedule, and a dense gradient at each update. Drop
-  score: |θ|; grow score: |∂L/∂θ|. Differs from the paper: pruning ends with exploration, since nothing is exchanged after the
-  end; and as said in `rigl`.
+  score: |θ|; grow score: |∂L/∂θ|; distribution: ERK; schedule: cubic, with exchanges under a cosine; scope: as for `gradual`.
+  Differs from the paper: pruning ends with exploration, since nothing is exchanged after the end; and as said in `rigl`.
 
   Args:
     sparsity: share of weights removed at the end, or a mapping from patterns of leaf names to shares.
@@ -156,7 +159,8 @@ def ac_dc(sparsity: Sparsity, warmup_steps: int, compressed_steps: int, decompre
   and from the end on the mask of the largest |θ| for good: that of the phase, or a new one where the end cuts a dense phase.
 
   Cost: dense in warm-up and dense phases, sparse in the others; one threshold a phase. Drop score: |θ|; grow score: none, all
-  come back. Differs from the paper: where weights come back for α > 1 is said in `sparsify`; for α = 1 at 0, as there.
+  come back; distribution: `globally`; schedule: phases; scope: all together, by layer for other distributions. Differs from the
+  paper: where weights come back for α > 1 is said in `sparsify`; for α = 1 at 0, as there.
 
   Args:
     sparsity: share of weights removed at the end, or a mapping from patterns of leaf names to shares.

@@ -17,7 +17,8 @@ def static(sparsity: Sparsity, distribution: Distribution = erk, dense: Sequence
 
     m ← random(k_l) of each layer at n = 0, and it stays
 
-  Cost: that of the sparse network, forward and backward. Drop score: none; grow score: none.
+  Cost: that of the sparse network, forward and backward. Drop score: none; grow score: none; distribution: ERK; schedule: fixed
+  from the start; scope: by layer, all together where the distribution is `globally`.
 
   Args:
     sparsity: share of weights removed, or a mapping from patterns of leaf names to shares.
@@ -33,6 +34,12 @@ def static(sparsity: Sparsity, distribution: Distribution = erk, dense: Sequence
 
 def given(mask: Tree) -> SparsityUpdater:
   """A mask from outside: a lottery ticket, a score at initialisation, a sparse checkpoint.
+
+    m ← mask at n = 0, and it stays
+
+  Cost: that of the sparse network, forward and backward, after what has made the mask. Drop score: none; grow score: none;
+  distribution and scope: those of the mask; schedule: fixed from the start. Source: as used by the lottery ticket hypothesis,
+  Frankle & Carbin 2019 (arXiv:1803.03635).
 
   Args:
     mask: tree of bool like the parameters, or None for leaves that are not masked.

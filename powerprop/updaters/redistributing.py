@@ -25,9 +25,9 @@ def snfs(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fractio
   update may be grown again; it then keeps its value.
 
   Cost: a dense gradient at every step, and a dense float32 copy of the weights: sparse in its result, not in its training. Drop
-  score: |θ|; grow score: |v|; scope: by layer, their counts by r_l. Differs from the paper: v is a mean of gradients of its
-  own and not the optimiser's buffer, so that any optimiser may stand inside; counts are exact, by largest remainder; the drop
-  fraction is annealed to 0 at the end by a cosine.
+  score: |θ|; grow score: |v|; distribution: uniform at the start; schedule: every ΔT under a cosine; scope: by layer, counts by
+  r_l. Differs from the paper: v is a mean of gradients of its own and not the optimiser's buffer, so that any optimiser may
+  stand inside; counts are exact, by largest remainder; the drop fraction is annealed to 0 at the end by a cosine.
 
   Args:
     sparsity: share of weights removed in total, or a mapping from patterns of leaf names to shares.
@@ -76,9 +76,9 @@ def dsr(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fraction
 
   A layer keeps its largest weight, whatever the others, as an empty one would stay empty.
 
-  Cost: that of the sparse network. Drop score: |θ|; grow score: random; scope: global, regrowth by what layers keep. Differs
-  from the paper: there a threshold is adapted until about as many weights as wanted are dropped; here it is exactly so many, a
-  share annealed as in `rigl`.
+  Cost: that of the sparse network. Drop score: |θ|; grow score: random; distribution: uniform at the start; schedule: every ΔT
+  under a cosine; scope: global, regrowth by what layers keep. Differs from the paper: there a threshold is adapted until about
+  as many weights as wanted are dropped; here it is exactly so many, a share annealed as in `rigl`.
 
   Args: as for `snfs`.
   Raises: ValueError for settings out of their range.

@@ -25,8 +25,9 @@ def rigl(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fractio
   A weight that was dropped in the same update may be grown again; it then keeps its value.
 
   Cost: that of the sparse network, and a dense gradient in `average_steps` of every ΔT updates. Drop score: |θ|; grow score:
-  |∂L/∂θ|. Differs from the paper: an update of the masks comes after a gradient step, not in its place, and θ is that after the
-  step; where weights that are grown start is said in `sparsify`.
+  |∂L/∂θ|; distribution: ERK; schedule: every ΔT under a cosine; scope: by layer, all together where the distribution is
+  `globally`. Differs from the paper: an update of the masks comes after a gradient step, not in its place, and θ is that after
+  the step; where weights that are grown start is said in `sparsify`.
 
   Args:
     sparsity: share of weights removed, or a mapping from patterns of leaf names to shares.
@@ -54,8 +55,9 @@ def set_(sparsity: Sparsity, end_step: int, every_steps: int = 100, drop_fractio
 
     d_l and f(n) as for `rigl`;   m ← top(|θ|, k_l − d_l, m) ∪ random(d_l, the rest)
 
-  Cost: that of the sparse network. Drop score: |θ|; grow score: random. Differs from the paper: the drop fraction is annealed
-  as in `rigl`, which the comparisons of the RigL paper do too, and drops the smallest magnitudes of both signs together.
+  Cost: that of the sparse network. Drop score: |θ|; grow score: random; distribution, schedule, scope: as for `rigl`. Differs
+  from the paper: the drop fraction is annealed as in `rigl`, which the comparisons of the RigL paper do too, and drops the
+  smallest magnitudes of both signs together.
 
   Args: as for `rigl`.
   Source: Mocanu et al. 2018 (arXiv:1707.04780).
@@ -121,7 +123,8 @@ def top_kast(sparsity: Sparsity, backward_sparsity: Sparsity, every_steps: int =
 
   The decay is the paper's exploration regulariser, as a gradient of ½λ‖θ‖² and so before the inner optimiser.
 
-  Cost: forward at the density of A, backward at that of B. Drop score: |θ|; grow score: |θ|, which moves within B.
+  Cost: forward at the density of A, backward at that of B. Drop score: |θ|; grow score: |θ|, which moves within B; distribution:
+  uniform; schedule: every so many updates; scope: by layer, all together where the distribution is `globally`.
 
   Args:
     sparsity: share of weights outside A, or a mapping from patterns of leaf names to shares.
