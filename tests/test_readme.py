@@ -37,7 +37,7 @@ def test_the_script_of_ones_own(capsys, tmp_path):
   exec(compile(scripts[2], 'README.md', 'exec'), scope)
   told = capsys.readouterr().out
   # All layers at a fifth, but for rounding: so is a forward pass.
-  assert 'takes 20 % of the dense operations' in told and 0 < int(re.search(r'STR: (\d+) weights are left', told)[1]) < 4816
+  assert 'takes 20 % of the dense operations' in told and 0 < int(re.search(r'STR: (\d+) weights are left', told)[1]) < 0.8 * 4816
 
   theta = powerprop.masked(scope['opt_state'], scope['reparam'].weights(scope['phi']))   # they belong to each other
   assert sum(int((leaf['w'] != 0).sum()) for leaf in theta.values()) == total
