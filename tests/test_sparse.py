@@ -359,6 +359,39 @@ def test_a_weight_that_comes_back(alpha, entry):
   assert not trace[5] and not trace[6] and trace[3] and not trace[0]   # begun anew; as it was; gone with its weight
 
 
+def adam_by_hand(g, theta):
+  return {'mu': 0.25 + 0.5 * g, 'nu': 0.25 + 0.5 * g ** 2}
+
+
+def adafactor_by_hand(g, theta):
+  """The first step, at which its own decay is 0: means over rows and columns, and momentum of clipped updates."""
+  rows, columns = ((g ** 2).mean(axis) + 1e-30 for axis in (0, 1))
+  u = g / np.sqrt(np.outer(columns, rows) / rows.mean())
+  u *= 0.05 * np.sqrt((theta ** 2).mean()) / max(1, np.sqrt((u ** 2).mean()))
+  return {'v_row': rows, 'v_col': columns, 'ema': 0.25 + 0.5 * u}
+
+
+@pytest.mark.parametrize('inner, by_hand, rtol', [
+    (optax.partition({'w': optax.adam(0.05, b1=0.5, b2=0.5), 'rest': optax.sgd(0.1)}, labels), adam_by_hand, 0),
+    (optax.adafactor(0.05, momentum=0.5, min_dim_size_to_factor=4), adafactor_by_hand, 1e-5)], ids=['partition', 'adafactor'])
+def test_moments_begin_anew(inner, by_hand, rtol):
+  """One exchange, from moments of 1/2: 0 for weights that come or go, NumPy's in float64 for all others. Adam's, with decays of
+  1/2 and gradients in sixteenths, take no rounding: to the bit. Adafactor's means over rows and columns stay what they are."""
+  reparam = powerpropagation(2.0)
+  tx = sparsify(target_propagation(inner, reparam), rigl(0.8, 100, 1, 0.5, uniform), reparam, KEY)
+  phi = reparam.inverse(ONE)
+  grads = jax.tree.map(lambda x: jnp.float32(np.random.default_rng(0).permutation(x.size).reshape(x.shape) / 8 - 65 / 16), ONE)
+  state = tx.init(phi)
+  state = state._replace(inner=jax.tree.map(lambda x: jnp.full_like(x, 0.5) if x.ndim else x, state.inner))
+  _, after = jax.jit(tx.update, compiler_options=QUICK)(grads, state, phi)
+  old, new = (np.asarray(s.masks.forward['a']['w']) for s in (state, after))
+  assert min((new & ~old).sum(), (old & ~new).sum(), (old & new).sum()) > 5
+  g, theta = (np.where(old, np.asarray(tree['a']['w'], np.float64), 0) for tree in (grads, ONE))
+  for name, expected in by_hand(g, theta).items():
+    expected = np.where(old ^ new, 0, expected) if expected.ndim == 2 else expected
+    np.testing.assert_allclose(optax.tree.get(after.inner, name)['a']['w'], expected, rtol, err_msg=name)
+
+
 def test_weights_come_back_to_life_under_alpha():
   """What a re-entry is for: at 0 a weight stays for ever when α > 1."""
   reparam = powerpropagation(2.0)
@@ -505,10 +538,23 @@ def test_dense_layers_and_those_of_zeros_are_not_rescaled():
 
 
 def test_averaged_copies_are_masked_alike():
-  tx = sparsify(optax.adam(0.05), RULES['gradual']())
-  phi, state = train(tx, powerpropagation(1.0), THETA)
-  ema = jax.tree.map(lambda p, x: 0.9 * x + 0.1 * p, phi, THETA)
-  assert [int(jnp.sum(w != 0)) for w in weights(masked(state, ema))] == list(COUNTS.values())
+  """An average over masks that changed keeps a part of what is gone: `masked` makes it 0, not −0, and keeps every bit of the
+  others. The parameters, at 0 where they are pruned, say which are which."""
+  tx = sparsify(optax.adam(0.05), RULES['rigl'](), key=KEY)
+
+  @functools.partial(jax.jit, compiler_options=QUICK)
+  def step(phi, state, average):
+    updates, state = tx.update(gradient(masked(state, phi)), state, phi)
+    phi = optax.apply_updates(phi, updates)
+    return phi, state, optax.incremental_update(masked(state, phi), average, 0.1)
+  phi, state = ONE, tx.init(ONE)
+  average = masked(state, phi)
+  for _ in range(STEPS):
+    phi, state, average = step(phi, state, average)
+  w, live = np.asarray(average['a']['w']), np.asarray(phi['a']['w'] != 0)
+  assert live.sum() == COUNTS['a'] and (w[~live] < 0).sum() > 2 and (w[~live] > 0).sum() > 2
+  found = np.asarray(masked(state, average)['a']['w'])
+  np.testing.assert_array_equal(found.view(np.int32), np.where(live, w.view(np.int32), 0))
 
 
 @pytest.mark.parametrize('distribution', [globally, erk])

@@ -11,9 +11,9 @@ import optax
 import pytest
 
 from powerprop import masked, powerpropagation, sparsify, target_propagation
-from powerprop.distributions import uniform
+from powerprop.distributions import globally, uniform
 from powerprop.sparse import trained
-from powerprop.updaters import ac_dc, dsr, gradual, granet, rigl, set_, snfs, straight_through, top_kast
+from powerprop.updaters import ac_dc, dsr, gradual, granet, one_shot, rigl, set_, snfs, straight_through, top_kast
 from powerprop.updaters.common import random_scores, share_out, sum_counts
 
 SHAPES = {'first': (9, 8), 'second': (8, 5)}
@@ -35,6 +35,15 @@ def largest(score, k, live):
   mask = np.zeros(score.size, bool)
   mask[order[:k]] = True
   return mask.reshape(score.shape)
+
+
+def chosen(scores, counts, live):
+  """`largest` of each leaf by a number of its own, or by one number over both leaves laid end to end."""
+  if isinstance(counts, dict):
+    return {name: largest(scores[name], k, live[name]) for name, k in counts.items()}
+  score, alive = (np.concatenate([tree[name].ravel() for name in SHAPES]) for tree in (scores, live))
+  first, second = np.split(largest(score, counts, alive), [72])
+  return {'first': first.reshape(9, 8), 'second': second.reshape(8, 5)}
 
 
 def by_leaf(alpha):
@@ -84,9 +93,8 @@ def run(updater, alpha, plain, change, **more):
       moved = trained(state.masks)[name]['w']   # None: all weights
       moved = EVERYTHING[name] if moved is None else moved
       np.testing.assert_array_equal(moved, plain.backward[name], err_msg=f'{name}, step {n}')
-      np.testing.assert_allclose(phi[name]['w'] if plain.keeps else masked(state, phi)[name]['w'],
-                                 plain.phi[name] if plain.keeps else np.where(plain.forward[name], plain.phi[name], 0),
-                                 rtol=1e-3, atol=1e-4)   # fourteen steps in float32
+      stored = plain.phi[name] if plain.keeps else np.where(plain.forward[name], plain.phi[name], 0)
+      np.testing.assert_allclose(phi[name]['w'], stored, rtol=1e-3, atol=1e-4)   # fourteen steps in float32
   return state
 
 
@@ -98,18 +106,28 @@ COUNTS = {'first': 14, 'second': 8}   # 20 % of 72 and 40
 EVERYTHING = {name: np.ones(shape, bool) for name, shape in SHAPES.items()}
 
 
-@pytest.mark.parametrize('alpha', [1.0, 1.375, 2.0])
-@pytest.mark.parametrize('returns', [False, True])
-def test_gradual(alpha, returns):
+@pytest.mark.parametrize('alpha, returns, distribution', [
+    *((alpha, returns, uniform) for returns in (False, True) for alpha in (1.0, 1.375, 2.0)), (BOTH, False, globally)])
+def test_gradual(alpha, returns, distribution):
+  first, last = (112, 22) if distribution is globally else ({'first': 72, 'second': 40}, COUNTS)
+
   def change(plain, n, grads):
     if n in (3, 7, 11, 12):   # every 4 from 3, and the end at 12
-      share = 1 - (1 - (n - 3) / 9) ** 3
-      for name, theta in plain.theta(masked=False).items():
-        size = theta.size
-        keep = size - round(share * (size - {72: 14, 40: 8}[size]))
-        plain.forward[name] = largest(theta, keep, EVERYTHING[name] if returns else plain.forward[name])
-      plain.backward = plain.forward
-  run(gradual(0.8, 3, 12, 4, returns=returns), alpha, Plain(alpha, returns, dict(EVERYTHING)), change)
+      now = on_the_way(first, last, 1 - (1 - (n - 3) / 9) ** 3)
+      plain.forward = plain.backward = chosen(plain.theta(masked=False), now, EVERYTHING if returns else plain.forward)
+  run(gradual(0.8, 3, 12, 4, distribution, returns=returns), alpha, Plain(alpha, returns, dict(EVERYTHING)), change)
+
+
+def test_one_shot():
+  """All weights move until five updates are done, then the largest alone, which are not chosen again."""
+  def change(plain, n, grads):
+    if n == 5:
+      plain.forward = plain.backward = chosen(plain.theta(), COUNTS, EVERYTHING)
+  run(one_shot(0.8, 5), BOTH, Plain(BOTH, False, dict(EVERYTHING)), change)
+
+
+def on_the_way(first, last, share):
+  return jax.tree.map(lambda b, e: b - round(share * (b - e)), first, last)
 
 
 def cosine(n, end, initial):
@@ -129,27 +147,27 @@ def change_masks(plain, new, grads):
 
 
 def dropped_and_grown(plain, scores, counts, fraction):
-  new = {}
-  for name, theta in plain.theta().items():
-    drop = round(fraction * counts[name])
-    kept = largest(theta, counts[name] - drop, plain.forward[name])
-    new[name] = kept | largest(scores[name], drop, ~kept)
-  return new
+  drop = jax.tree.map(lambda k: round(fraction * k), counts)
+  kept = chosen(plain.theta(), jax.tree.map(lambda k, d: k - d, counts, drop), plain.forward)
+  grown = chosen(scores, drop, {name: ~m for name, m in kept.items()})
+  return {name: kept[name] | grown[name] for name in SHAPES}
 
 
-@pytest.mark.parametrize('alpha, average', [(1.0, 1), (2.0, 1), (BOTH, 2), (BOTH, 3)])
-def test_rigl(alpha, average):
-  seen = []
+@pytest.mark.parametrize('alpha, average, distribution', [
+    (1.0, 1, uniform), (2.0, 1, uniform), (BOTH, 2, globally), (BOTH, 3, uniform)])
+def test_rigl(alpha, average, distribution):
+  seen, counts = [], 22 if distribution is globally else COUNTS
 
   def change(plain, n, grads):
     seen.append(grads)
     if n % 3 == 0 and n < 11:
       mean = {name: np.mean([g[name] for g in seen[-average:]], 0) for name in SHAPES}
-      change_masks(plain, dropped_and_grown(plain, mean, COUNTS, cosine(n, 11, 0.5)), grads)
-  run(rigl(0.8, 11, 3, drop_fraction=0.5, distribution=uniform, average_steps=average), alpha, None, change)
+      change_masks(plain, dropped_and_grown(plain, mean, counts, cosine(n, 11, 0.5)), grads)
+  run(rigl(0.8, 11, 3, drop_fraction=0.5, distribution=distribution, average_steps=average), alpha, None, change)
 
 
-def test_set():
+@pytest.mark.parametrize('distribution, counts', [(uniform, COUNTS), (globally, 22)])
+def test_set(distribution, counts):
   later = jax.random.split(jax.random.key(1))[1]   # of the key that `run` gives
   like = {name: {'w': jnp.zeros(shape)} for name, shape in SHAPES.items()}
 
@@ -157,20 +175,21 @@ def test_set():
     if n % 3 == 0 and n < 11:
       random = random_scores(jax.random.fold_in(later, n), like)
       scores = {name: np.asarray(x['w'], np.float64) for name, x in random.items()}
-      change_masks(plain, dropped_and_grown(plain, scores, COUNTS, cosine(n, 11, 0.5)), grads)
-  run(set_(0.8, 11, 3, drop_fraction=0.5, distribution=uniform), BOTH, None, change)
+      change_masks(plain, dropped_and_grown(plain, scores, counts, cosine(n, 11, 0.5)), grads)
+  run(set_(0.8, 11, 3, drop_fraction=0.5, distribution=distribution), BOTH, None, change)
 
 
-@pytest.mark.parametrize('initial', [0.5, 0.0])
-def test_granet(initial):
+@pytest.mark.parametrize('initial, sparsity, distribution, first, last', [
+    (0.5, 0.8, uniform, {'first': 36, 'second': 20}, COUNTS), (0.0, 0.8, uniform, {'first': 72, 'second': 40}, COUNTS),
+    (0.5, 0.8, globally, 56, 22),
+    (0.4, {'first/*': 0.75, '*': 0.9}, uniform, {'first': 43, 'second': 24}, {'first': 18, 'second': 4})])
+def test_granet(initial, sparsity, distribution, first, last):
   def change(plain, n, grads):
     if n in (2, 5, 8, 11, 12):   # every 3 from 2, and the end at 12
-      share = 1 - (1 - (n - 2) / 10) ** 3
-      first = {name: round((1 - initial) * math.prod(shape)) for name, shape in SHAPES.items()}
-      now = {name: first[name] - round(share * (first[name] - COUNTS[name])) for name in SHAPES}
+      now = on_the_way(first, last, 1 - (1 - (n - 2) / 10) ** 3)
       change_masks(plain, dropped_and_grown(plain, grads, now, cosine(n, 12, 0.55)), grads)
-  state = run(granet(0.8, 2, 12, 3, initial, 0.55, uniform), BOTH, None, change)
-  assert counts_of(state) == COUNTS
+  found = counts_of(run(granet(sparsity, 2, 12, 3, initial, 0.55, distribution), BOTH, None, change))
+  assert (sum(found.values()) if distribution is globally else found) == last
 
 
 @pytest.mark.parametrize('end', [11, 9])   # within a dense phase, and within a compressed one
@@ -179,10 +198,7 @@ def test_ac_dc(end):
   def change(plain, n, grads):
     compress, free = (2, 7, 11), (5, 10)
     if n in compress and n <= end:
-      theta = plain.theta()
-      flat = largest(np.concatenate([x.ravel() for x in theta.values()]), 22, np.ones(112, bool))
-      first, second = np.split(flat, [72])
-      change_masks(plain, {'first': first.reshape(9, 8), 'second': second.reshape(8, 5)}, grads)
+      change_masks(plain, chosen(plain.theta(), 22, EVERYTHING), grads)
     elif n in free and n < end:
       change_masks(plain, dict(EVERYTHING), grads)
   state = run(ac_dc(0.8, 2, 3, 2, end), BOTH, Plain(BOTH, False, dict(EVERYTHING)), change)
@@ -223,9 +239,7 @@ def test_dsr():
     theta = plain.theta()
     # The largest of each leaf goes first: it stays whatever the others are.
     scores = [np.where(np.abs(x) == np.abs(x[plain.forward[name]]).max(), np.inf, x) for name, x in theta.items()]
-    live = np.concatenate([m.ravel() for m in plain.forward.values()])
-    flat = largest(np.concatenate([x.ravel() for x in scores]), 22 - round(cosine(n, 13, 0.6) * 22), live)
-    kept = dict(zip(SHAPES, (m.reshape(x.shape) for m, x in zip(np.split(flat, [72]), scores, strict=True)), strict=True))
+    kept = chosen(dict(zip(SHAPES, scores, strict=True)), 22 - round(cosine(n, 13, 0.6) * 22), plain.forward)
     numbers = [int(m.sum()) for m in kept.values()]
     grow = shared_out(22 - sum(numbers), numbers, [m.size - k for m, k in zip(kept.values(), numbers, strict=True)])
     random = random_scores(jax.random.fold_in(later, n), like)
@@ -264,11 +278,26 @@ def test_top_kast(alpha, decay):
   run(top_kast(0.75, 0.5, 3, end_step=10, decay=decay), alpha, Plain(alpha, True, first, wide), change, decay=decay, share=0.25)
 
 
-def test_straight_through():
+@pytest.mark.parametrize('every', [1, 3])
+def test_straight_through(every):
   def change(plain, n, grads):
-    plain.forward = {name: largest(x, x.size // 4, EVERYTHING[name]) for name, x in plain.theta(masked=False).items()}
-  first = {name: largest(x, x.size // 4, EVERYTHING[name]) for name, x in START.items()}
-  run(straight_through(0.75), 2.0, Plain(2.0, True, first, dict(EVERYTHING)), change)
+    if n % every == 0:
+      plain.forward = chosen(plain.theta(masked=False), {'first': 18, 'second': 10}, EVERYTHING)
+  first = chosen(START, {'first': 18, 'second': 10}, EVERYTHING)
+  run(straight_through(0.75, every_steps=every), 2.0, Plain(2.0, True, first, dict(EVERYTHING)), change)
+
+
+@pytest.mark.parametrize('updater, changes, dense', [
+    (rigl(0.8, 12, 4), [4, 8], [4, 8]), (rigl(0.8, 14, 4), [4, 8, 12], [4, 8, 12]), (set_(0.8, 12, 4), [4, 8], []),
+    (rigl(0.8, 10, 4, average_steps=3), [4, 8], [2, 3, 4, 6, 7, 8]),
+    (granet(0.8, 2, 12, 5), [2, 7, 12], [2, 7]), (straight_through(0.8, every_steps=6), [6, 12, 18], [])],
+    ids=['end on the grid', 'end off it', 'set', 'mean gradients', 'granet', 'straight-through'])
+def test_steps_at_which_masks_change_and_those_of_a_dense_gradient(updater, changes, dense):
+  """Of 18, by hand. At an end on RigL's grid nothing would be exchanged, by a fraction of 0: a dense gradient for nothing. A mean
+  of three gradients is of three dense ones. GraNet prunes at the end."""
+  steps = np.arange(1, 19)
+  for found, expected in ((updater.due, changes), (updater.dense_gradient, dense)):
+    assert steps[np.broadcast_to(found(steps), 18)].tolist() == expected
 
 
 # ---- counts between layers ------------------------------------------------------------------------------------------
