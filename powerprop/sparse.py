@@ -203,7 +203,8 @@ def with_masks(opt_state: Any, masks: Masks) -> Any:
     jax.tree_util.tree_map_with_path(fits, tree, old, is_leaf=is_none)
 
   def holds(path: Any, seen: jax.Array, moves: jax.Array) -> None:
-    if not isinstance(seen, jax.core.Tracer) and not isinstance(moves, jax.core.Tracer) and jnp.any(seen & ~moves):
+    lacks = jnp.any(seen & ~moves)
+    if not isinstance(lacks, jax.core.Tracer) and lacks:
       raise ValueError(f'{leaf_name(path)} has weights in the forward mask that the backward mask lacks.')
   jax.tree_util.tree_map_with_path(holds, masks.forward, trained(masks))
   return jax.tree.map(lambda x: x._replace(masks=masks, kept=count_kept(masks)) if isinstance(x, SparsifyState) else x,

@@ -450,10 +450,8 @@ def test_alike_under_scan_vmap_and_sharding(rule):
 WIDE = {'a': {'w': jnp.cos(jnp.arange(128.0)).reshape(16, 8), 'b': jnp.ones(8)}}
 
 
-MAKE_MASKS = ('static', 'gradual', 'set', 'rigl', 'snfs', 'dsr', 'granet', 'ac_dc', 'top_kast')
-
-
-@pytest.mark.parametrize('rule, kind', [*((rule, AxisType.Explicit) for rule in MAKE_MASKS), ('rigl', AxisType.Auto)], ids=str)
+@pytest.mark.parametrize('rule, kind', [*((rule, AxisType.Explicit) for rule in RULES if rule != 'given'),
+                                        ('rigl', AxisType.Auto), ('top_kast', AxisType.Auto)], ids=str)
 def test_the_same_masks_on_eight_devices(rule, kind):
   """Weights sharded over their columns, the optimiser's state with them."""
   reparam = powerpropagation(2.0)
@@ -480,10 +478,17 @@ def test_under_vmap_an_update_of_masks_stays_a_branch():
   assert branches(None, 3) > branches(0, jnp.array([3, 3]))
 
 
-def test_every_seed_draws_masks_of_its_own():
+@pytest.mark.parametrize('updater', [static(0.8), set_(0.8, 10, 1)], ids=['at the start', 'and later'])
+def test_every_seed_draws_masks_of_its_own(updater):
+  """Of two networks that are alike, with masks that begin alike and are exchanged once, or that are drawn."""
   two = jax.tree.map(lambda x: jnp.stack([x, x]), THETA)
   def make(key, phi):
-    return sparsify(optax.sgd(0.1), static(0.8), key=key).init(phi).masks.forward
+    tx = sparsify(optax.sgd(0.0), updater, key=key)
+    state = tx.init(phi)
+    if updater.due(1) is False:
+      return state.masks.forward
+    state = with_masks(state, Masks(jax.tree.map(lambda m, x: m if x is None else x, state.masks.forward, GIVEN)))
+    return tx.update(jax.tree.map(jnp.ones_like, phi), state, phi)[1].masks.forward
   made = jax.jit(jax.vmap(make), compiler_options=QUICK)(jax.random.split(KEY), two)
   first, second = (weights(jax.tree.map(lambda m, i=i: m[i], made)) for i in range(2))
   assert all((a != b).any() for a, b in zip(first, second, strict=True))
@@ -502,11 +507,18 @@ def test_saved_and_gone_on_with_to_the_last_bit(rule, tmp_path):
   equal(train(tx, reparam, phi, STEPS - 5, state, start=5), whole)
 
 
-def test_a_run_begun_with_the_masks_of_another():
+def test_a_run_begun_with_the_checkpoint_of_another(tmp_path):
+  """Weights and masks of a static network of half the density, through Orbax; RigL grows what is missing."""
   reparam = powerpropagation(2.0)
+  sparser = sparsify(target_propagation(optax.sgd(0.05), reparam), static(0.9, uniform), reparam, KEY)
+  phi, state = train(sparser, reparam, reparam.inverse(THETA))
+  with ocp.StandardCheckpointer() as checkpointer:
+    other = {'phi': phi, 'masks': state.masks.forward}
+    checkpointer.save(tmp_path / 'other', other)
+    checkpointer.wait_until_finished()
+    saved = checkpointer.restore(tmp_path / 'other', jax.eval_shape(lambda: other))
   tx = sparsify(target_propagation(optax.adam(0.05), reparam), rigl(0.8, 10, 3, distribution=uniform), reparam, KEY)
-  phi = reparam.inverse(THETA)
-  fewer = jax.tree.map(lambda m: m & (jnp.arange(m.size).reshape(m.shape) % 2 == 0), GIVEN)
+  phi, fewer = saved['phi'], saved['masks']
   state = with_masks(tx.init(phi), Masks(fewer))
   equal(state.kept.forward, masks.counts(fewer))
   equal(masked(state, phi)['a'], jax.tree.map(lambda x: x, masks.apply(fewer, phi)['a']))

@@ -289,7 +289,7 @@ def test_straight_through(every):
 
 @pytest.mark.parametrize('updater, changes, dense', [
     (rigl(0.8, 12, 4), [4, 8], [4, 8]), (rigl(0.8, 14, 4), [4, 8, 12], [4, 8, 12]), (set_(0.8, 12, 4), [4, 8], []),
-    (rigl(0.8, 10, 4, average_steps=3), [4, 8], [2, 3, 4, 6, 7, 8]),
+    (rigl(0.8, 12, 4, average_steps=3), [4, 8], [2, 3, 4, 6, 7, 8]),
     (granet(0.8, 2, 12, 5), [2, 7, 12], [2, 7]), (straight_through(0.8, every_steps=6), [6, 12, 18], [])],
     ids=['end on the grid', 'end off it', 'set', 'mean gradients', 'granet', 'straight-through'])
 def test_steps_at_which_masks_change_and_those_of_a_dense_gradient(updater, changes, dense):

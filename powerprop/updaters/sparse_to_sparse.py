@@ -104,8 +104,10 @@ def _averaging(updater: SparsityUpdater, every_steps: int, end_step: int, averag
                           mean, under(mean, grads))
     return inner, lax.cond(averages(step), add, lambda same: same, mean)
 
+  last = (end_step - 1) // every_steps * every_steps   # after this exchange no mean is wanted
+
   def averages(step: Any) -> Any:
-    return (-step % every_steps < average_steps) & (step < end_step)
+    return (-step % every_steps < average_steps) & (step <= last)
 
   def update(step: Any, masks: Masks, memory: Any, theta: Tree, grads: Tree) -> tuple[Masks, Any]:
     inner, mean = memory
