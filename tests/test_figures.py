@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 
 from experiments import figures
+from experiments.continual.figures import Map, maps_figure
 from experiments.figures import Curve, Panel
 
 KEPT = 100 * np.geomspace(0.01, 1, 20)
@@ -327,3 +328,11 @@ def test_shares_kept_have_ticks_that_do_not_touch(panels, least):
   curve = FIVE[0]._replace(x=np.geomspace(least, 100, 20))
   figure = figures.panels_figure([Panel(f'α = {i}', [curve]) for i in range(panels)], False, '', 'kept')
   assert all(labels_apart(figure)) and len(figure.axes[0].get_xticks()) >= 3
+
+
+def test_a_map_of_networks_that_diverged_says_so():
+  known, lost = np.array([[90.0, np.nan], [80.0, 95.0]]), np.full((2, 2), np.nan)
+  figure = maps_figure([Map('EWC, α = 1', known), Map('Synaptic Intelligence, α = 1', lost)], 'Task', 'Tasks learned', 'Accuracy')
+  first, second = ([text.get_text() for text in ax.texts] for ax in figure.axes[:2])
+  assert first == ['90', '80', '95'] and second == ['diverged']
+  assert figure.axes[1].get_title().splitlines() == ['Synaptic Intelligence,', 'α\u00a0=\u00a01']

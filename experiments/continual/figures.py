@@ -49,7 +49,8 @@ def tasks_figure(curves: Sequence[Curve], y_label: str, note: str, whole: bool =
 
 @matplotlib.style.context(STYLE)
 def maps_figure(maps: Sequence[Map], x_label: str, y_label: str, scale_label: str, low: float | None = None) -> Figure:
-  """Matrices as heat maps on one scale of colours, two abreast; numbers in the cells where there is room for them.
+  """Matrices as heat maps on one scale of colours, two abreast; numbers in the cells where there is room for them. One without a
+  value is of networks that diverged.
 
   Args:
     low: where the scale begins; None: at the smallest value of all.
@@ -67,9 +68,12 @@ def maps_figure(maps: Sequence[Map], x_label: str, y_label: str, scale_label: st
     ax.grid(False)
     image = ax.imshow(one.values, origin='lower', vmin=begin, vmax=end, cmap='viridis', aspect='auto',
                       extent=(0.5, one.values.shape[1] + 0.5, 0.5, one.values.shape[0] + 0.5))
-    ax.set_title(textwrap.fill(one.title, 25 if columns > 1 else 44), fontsize=7)
+    title = one.title.replace(' = ', '\u00a0=\u00a0')   # does not break there
+    ax.set_title(textwrap.fill(title, 25 if columns > 1 else 44), fontsize=7)
     ax.xaxis.set_major_locator(MaxNLocator(5 if columns > 1 else 10, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(5 if columns > 1 else 10, integer=True))
+    if not np.isfinite(one.values).any():
+      ax.text(0.5, 0.5, 'diverged', ha='center', va='center', fontsize=7, color='0.3', transform=ax.transAxes)
     if one.values.shape[1] * columns <= 12:
       _numbers(ax, one.values, begin, end)
   for ax in axes.flat[len(maps):]:
