@@ -66,7 +66,7 @@ def held() -> Iterator[list[int]]:
     yield asked
     return
   before = {number: signal.signal(number, lambda n, _: asked.append(n)) for number in SIGNALS
-            if signal.getsignal(number) not in (signal.SIG_IGN, None)}   # as under nohup, which holds for a child, too
+            if not _is_jaxs(number) and signal.getsignal(number) not in (signal.SIG_IGN, None)}   # nohup's holds for a child, too
   try:
     yield asked
   finally:
@@ -74,6 +74,13 @@ def held() -> Iterator[list[int]]:
       signal.signal(number, handler)
     if asked:
       signal.raise_signal(asked[0])
+
+
+def _is_jaxs(number: int) -> bool:
+  """Of several processes SIGTERM has a handler of JAX's own, which raises nothing. Python does not see it, and could not put it
+  back."""
+  jax = sys.modules.get('jax')
+  return number == signal.SIGTERM and jax is not None and jax.distributed.is_initialized()
 
 
 def child(command: Sequence[str]) -> int:

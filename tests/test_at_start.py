@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from powerprop import masked, masks, powerpropagation, sparsify
+from powerprop import masked, masks, powerpropagation, sparsify, target_propagation
 from powerprop.distributions import erk, uniform
 from powerprop.updaters import given, grasp_masks, snip_masks, synflow_masks
 
@@ -157,7 +157,7 @@ def test_under_jit_and_over_seeds_into_a_training():
   def begin(theta, batch):
     chosen = (snip_masks(loss_fn, theta, batch, SPARSITY), grasp_masks(loss_fn, theta, batch, SPARSITY),
               synflow_masks(network, theta, (1, 7), SPARSITY, rounds=3))
-    return chosen, sparsify(optax.sgd(0.1), given(chosen[0]), reparam).init(reparam.inverse(theta))
+    return chosen, sparsify(target_propagation(optax.sgd(0.1), reparam), given(chosen[0])).init(reparam.inverse(theta))
   chosen, state = jax.jit(jax.vmap(begin), compiler_options=QUICK)(thetas, batches)
   one = jax.jit(begin, compiler_options=QUICK)
   for i in range(4):
@@ -165,7 +165,7 @@ def test_under_jit_and_over_seeds_into_a_training():
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda x, i=i: x[i], chosen), alone)
   assert (np.asarray(chosen[0]['a']['w'][0]) != np.asarray(chosen[0]['a']['w'][3])).any()
   phi = reparam.inverse(thetas)
-  tx = sparsify(optax.sgd(0.1), given(jax.tree.map(lambda x: x[0], chosen[0])), reparam)
+  tx = sparsify(target_propagation(optax.sgd(0.1), reparam), given(jax.tree.map(lambda x: x[0], chosen[0])))
   updates, state = jax.vmap(tx.update)(jax.vmap(jax.grad(loss_fn))(masked(state, reparam.weights(phi)),
                                                                     jax.tree.map(lambda x: x[:, 0], batches)), state, phi)
   phi = optax.apply_updates(phi, updates)

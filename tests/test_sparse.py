@@ -616,7 +616,7 @@ def test_the_other_order_is_refused(wrapper):
   lambda tx: optax.inject_hyperparams(lambda rate: tx)(rate=0.1)])
 def test_the_other_order_is_refused_with_something_between(between):
   reparam = powerpropagation(2.0)
-  for tx in (sparsify(optax.sgd(0.1), RULES['gradual'](), reparam), protect(optax.sgd(0.1))):
+  for tx in (sparsify(optax.sgd(0.1), RULES['gradual']()), protect(optax.sgd(0.1))):
     for wrapped in (target_propagation(between(tx), reparam), sparsify(between(tx), RULES['gradual'](), reparam)):
       with pytest.raises(ValueError, match=r'stands outermost|must let it: put protect around it'):
         wrapped.init(THETA)

@@ -173,7 +173,8 @@ def test_live_weights_may_start_with_the_norm_of_their_layer():
   reparam = powerprop.powerpropagation(2.0)
 
   def optimizer(rate, key, first):
-    return powerprop.sparsify(optax.sgd(rate), powerprop.updaters.static(0.8, uniform), reparam, key)
+    inner = powerprop.target_propagation(optax.sgd(rate), reparam)
+    return powerprop.sparsify(inner, powerprop.updaters.static(0.8, uniform), reparam, key)
   plain = train.Group({'alpha': 2.0}, reparam, optimizer, True)
   nets, data = make_nets([3]), make_images()
   (before,), (after,) = (Run([plain._replace(rescale=on)], nets, data).states for on in (False, True))
