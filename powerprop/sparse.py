@@ -202,8 +202,8 @@ def with_masks(opt_state: Any, masks: Masks) -> Any:
     check_structure(f'the {name} masks', tree, 'those of the state', old, is_leaf=is_none)
     jax.tree_util.tree_map_with_path(fits, tree, old, is_leaf=is_none)
 
-  def holds(path: Any, seen: jax.Array, moves: jax.Array) -> None:
-    lacks = jnp.any(seen & ~moves)
+  def holds(path: Any, seen: jax.Array, moves: Any) -> None:
+    lacks = jnp.any(seen & ~moves) if moves is not None else False   # None: the optimiser may change all
     if not isinstance(lacks, jax.core.Tracer) and lacks:
       raise ValueError(f'{leaf_name(path)} has weights in the forward mask that the backward mask lacks.')
   jax.tree_util.tree_map_with_path(holds, masks.forward, trained(masks))

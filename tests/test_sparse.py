@@ -525,6 +525,12 @@ def test_a_run_begun_with_the_checkpoint_of_another(tmp_path):
   check(reparam, *train(tx, reparam, phi, STEPS, state), keeps=False)   # what was missing has grown
 
 
+@pytest.mark.parametrize('rule', ['rigl', 'top_kast', 'straight_through'])   # one tree, two, and all weights in the second
+def test_masks_of_its_own_are_taken_back(rule):
+  state = sparsify(optax.sgd(0.1), RULES[rule](), key=KEY).init(THETA)
+  equal(with_masks(state, state.masks), state)
+
+
 @pytest.mark.parametrize('dtype, scale', [(jnp.float32, 1), (jnp.float32, 1e-25), (jnp.bfloat16, 1e-3)])
 def test_live_weights_of_the_norm_of_their_layer(dtype, scale):
   """Against NumPy in float64, at random masks and at those of the largest weights."""
