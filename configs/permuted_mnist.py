@@ -41,6 +41,8 @@ def get_config(variant: str = 'ewc'):
   config.title = 'Permuted images'
   if variant.endswith('_tuning'):
     config.continual.tasks = 5
+    if algorithm == 'packnet':
+      config.continual.share = 0.1   # of ten tasks, whose rates these are
   if variant.endswith('_hundred'):
     config.sweep.seed, config.continual.tasks, config.continual.matrix_every = (0, 1, 2), 100, 10
   if variant.endswith(('_left', '_zero')):
