@@ -101,7 +101,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.prune.output_factor = 2.0      # the output layer keeps min(1, output_factor * density)
   config.prune.scopes = ('layer',)      # 'layer': within each layer; 'global': the same total, over all layers together;
   #                                       'layer recalibrated', 'global recalibrated': with BatchNorm's averages made anew
-  config.prune.recalibration_batches = 50   # training batches of these averages, in which 0.9^n of the old ones is left
+  config.prune.recalibration_batches = 50   # batches of these averages, changed as in training; 0.9^n of the old ones is left
   config.prune.figure_density = 0.1     # density of figures 1c and 1d and of the statistics
   config.prune.sampled_weights = 10_000 # weights shown in figures 1c and 1d
 

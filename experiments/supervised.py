@@ -205,8 +205,9 @@ def evaluate_groups(setting: Setting, groups: Sequence[train.Group], states: Seq
   counts = jax.tree.map(lambda *k: np.array(k, np.int32), *counts_of(prune.densities))
   figure_counts = counts_of([prune.figure_density])[0]
   by_place = jax.jit(lambda tree, index: jax.tree.map(lambda x: x[index], tree), out_shardings=train.by_net(mesh))
-  rows = np.random.default_rng(0).choice(len(data['train'].labels), (prune.recalibration_batches, config.batch_size))
-  batches = jax.jit(lambda images, rows: images[rows], out_shardings=train.replicated(mesh))(data['train'].images, rows)
+  batches = jax.jit(lambda images: evaluate.recalibration_batches(images, prune.recalibration_batches, config.batch_size,
+                                                                  AUGMENTATIONS[config.augment]),
+                    out_shardings=train.replicated(mesh))(data['train'].images)
 
   def one_net(theta0, theta, trained, at):
     before, after, mask = (jax.tree.map(lambda x: x[at], tree) for tree in (theta0, theta, trained))

@@ -9,7 +9,7 @@ from jax.extend.core import Literal
 
 from powerprop.flops import Costs, densities, has_products
 from powerprop.masks import counts
-from powerprop.reparam import Tree
+from powerprop.reparam import Tree, leaf_name
 from powerprop.thresholds import check_structure
 
 _CALLS = ('jit', 'pjit', 'closed_call')
@@ -37,11 +37,15 @@ def skip_frozen(f: Callable[..., Any]) -> Callable[..., Any]:
   Args:
     f: function of parameters and of arrays. Its other arguments are closed over.
   Returns: the function of parameters, a tree of bool scalars like them, and the same arrays.
-  Raises: ValueError, when called, for a tree of another structure.
+  Raises: ValueError, when called, for a tree of another structure, and for leaves of it that are not one bool.
   """
   def wrapped(params: Tree, trainable: Tree, *args: Any) -> Any:
     closed, shape = jax.make_jaxpr(f, return_shape=True)(params, *args)
     check_structure('trainable', trainable, 'the parameters', params)
+    for path, x in jax.tree_util.tree_leaves_with_path(trainable):
+      if jnp.shape(x) != () or jnp.result_type(x) != jnp.bool_:
+        raise ValueError(f'trainable has one bool for each leaf, jax.tree.map(jnp.any, free); got {jnp.result_type(x)} '
+                         f'{jnp.shape(x)} at {leaf_name(path)}.')
     leaves, flags, rest = jax.tree.leaves(params), jax.tree.leaves(trainable), jax.tree.leaves(args)
     out, _ = _run(closed.jaxpr, closed.consts, [*leaves, *rest], [*flags, *[None] * len(rest)])
     return jax.tree.unflatten(jax.tree.structure(shape), out)

@@ -18,19 +18,22 @@ in advance.
 Source: Schwarz et al. 2021 (arXiv:2110.00296), section 4; PackNet: Mallya & Lazebnik 2018 (arXiv:1711.05769).
 """
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
 from powerprop import masks
 from powerprop.masks import is_none
 from powerprop.protection import keep, with_free
-from powerprop.reparam import Tree
+from powerprop.reparam import Tree, leaf_name
 from powerprop.task_masks import Memory, capacity, check_room, free, remember, shared
+from powerprop.thresholds import check_mask, check_structure
 
 Choose = Callable[[Any], Tree]            # number of weights, or a tree of numbers → mask
 Evaluate = Callable[[Tree], jax.Array]    # mask → score on the held-out set, the higher the better, at least 0
@@ -81,14 +84,17 @@ def packnet_counts(phi: Tree, free: Tree, share: float, round: int | jax.Array =
   Args:
     phi, free, live: as for `packnet_masks`.
     share: of a leaf's weights, in (0, 1], that each task gets, fixed beforehand; the last ones get what is left.
-    round: r, traced or not.
+    round: r, traced or not, from 0 on; a traced one beyond the last counts as the last.
     rounds: R.
   Returns: tree of int32 scalars.
-  Raises: ValueError for another share or number of rounds.
+  Raises: ValueError for another share, number of rounds or round.
   Source: Mallya & Lazebnik 2018, section 3, where the last round is the only one.
   """
   if not 0 < share <= 1 or rounds < 1:
     raise ValueError(f'share is in (0, 1] and rounds at least 1; got {share!r} and {rounds!r}.')
+  if not _traced(round) and not 0 <= int(round) < rounds:
+    raise ValueError(f'round is one of 0 to {rounds - 1}; got {round}.')
+  round = jnp.clip(round, 0, rounds - 1) if _traced(round) else round
 
   def of(x: jax.Array) -> jax.Array:
     there = jnp.sum(x, dtype=jnp.int32)
@@ -113,8 +119,11 @@ def make_counts(phi: Tree, densities: Sequence[float], layerwise: bool = False) 
     densities: shares of weights kept, increasing, in (0, 1].
   Raises: ValueError for other densities, and for one that keeps no weight of a leaf.
   """
-  if not densities or list(densities) != sorted(set(densities)) or not 0 < densities[0] <= densities[-1] <= 1:
-    raise ValueError(f'densities increase and lie in (0, 1]; got {list(densities)!r}.')
+  if np.ndim(densities) != 1:
+    raise ValueError(f'densities are a list of numbers; got {densities!r}.')
+  densities = [float(s) for s in densities]
+  if not densities or densities != sorted(set(densities)) or not 0 < densities[0] <= densities[-1] <= 1:
+    raise ValueError(f'densities increase and lie in (0, 1]; got {densities!r}.')
 
   def of(size: int) -> jax.Array:
     found = [math.floor(s * size + 1e-6) for s in densities]
@@ -158,11 +167,16 @@ def search(evaluate: Evaluate, choose: Choose, counts: Any, dense_score: jax.Arr
     gamma: γ in [0, 1], traced or not.
     side_by_side: score all masks in one batch, which holds D copies of the weights; else one after another, which on CPUs
       takes the same time.
-  Raises: ValueError when counts have no common length.
+  Raises: ValueError when counts have no common length; and where they are known, for those that do not increase, for another γ
+    and for a score below 0, of which a share is no bound.
   """
+  _check_search(dense_score, gamma)
   lengths = {jnp.shape(x) for x in jax.tree.leaves(counts)}
   if len(lengths) != 1 or len(next(iter(lengths))) != 1 or next(iter(lengths)) == (0,):
     raise ValueError(f'counts are of one length, at least 1, one for each candidate; got the shapes {sorted(lengths)}.')
+  for x in jax.tree.leaves(counts):
+    if not _traced(x) and (np.diff(np.asarray(x)) < 0).any():
+      raise ValueError(f'counts increase; got {np.asarray(x).tolist()}.')
   # A threshold is searched for in a branch, which vmap would take both sides of.
   if side_by_side:
     scores = jax.vmap(evaluate)(lax.map(choose, counts))
@@ -187,11 +201,16 @@ def search_binary(evaluate: Evaluate, choose: Choose, least: Any, most: Any, den
     evaluate, choose, dense_score, gamma: as for `search`.
     least, most: integers, traced or not, or trees of them.
     steps: of bisection; each halves the range.
-  Raises: ValueError for a negative number of steps.
+  Raises: ValueError for a negative number of steps; and where they are known, for `least` above `most`, another γ, and a score
+    below 0.
   Source: Schwarz et al. 2021, section 4 (a).
   """
   if steps < 0:
     raise ValueError(f'steps is at least 0; got {steps}.')
+  _check_search(dense_score, gamma)
+  for a, b in zip(jax.tree.leaves(least), jax.tree.leaves(most), strict=True):
+    if not _traced(a) and not _traced(b) and int(a) > int(b):
+      raise ValueError(f'least is at most most; got {int(a)} and {int(b)}.')
   least, most = (jax.tree.map(lambda x: jnp.asarray(x, jnp.int32), tree) for tree in (least, most))
   first = evaluate(choose(most))
   met = first > gamma * dense_score
@@ -229,17 +248,19 @@ def taylor_change(theta: Tree, grads: Tree, mask: Tree, curvature: Tree = None) 
     mask: tree of bool, None for leaves that nothing is removed of.
     curvature: h, the diagonal of the Hessian or the mean of squared gradients of single examples in its place; None: first order.
   Returns: float32 scalar, which may be negative.
+  Raises: ValueError for a mask that is not bool and shaped like its weights.
   Source: the first term of a set of weights, squared, is its importance in Molchanov et al. 2019 (arXiv:1906.10771); second order
     with a diagonal Hessian is LeCun et al. 1989, with squared gradients Theis et al. 2018 (arXiv:1801.05787). The paper names a
     Taylor expansion and no order.
   """
-  def leaf(m: Any, x: jax.Array, g: jax.Array, h: Any) -> jax.Array:
+  def leaf(path: Any, m: Any, x: jax.Array, g: jax.Array, h: Any) -> jax.Array:
     if m is None:
       return jnp.float32(0)
+    check_mask(m, x, path)
     change = -x * g if h is None else -x * g + h * x * x / 2
     return jnp.sum(jnp.where(m, 0, change), dtype=jnp.float32)
   curvature = jax.tree.map(lambda _: None, theta) if curvature is None else curvature
-  return jax.tree.reduce(jnp.add, jax.tree.map(leaf, mask, theta, grads, curvature, is_leaf=is_none))
+  return jax.tree.reduce(jnp.add, jax.tree_util.tree_map_with_path(leaf, mask, theta, grads, curvature, is_leaf=is_none))
 
 
 # ---- between two tasks -----------------------------------------------------------------------------------------------
@@ -253,19 +274,24 @@ def reinitialise(memory: Memory, phi: Tree, fresh: Tree, how: str = 'fresh') -> 
   Args:
     memory: with the mask of the task that has ended.
     phi: at its end.
-    fresh: Ψ⁻¹(θ) with θ from the initial distribution: `reparam.inverse(net.init(key, x))`, of another key for each task.
+    fresh: Ψ⁻¹(θ) with θ from the initial distribution: `reparam.inverse(net.init(key, x))`, of another key for each task. It
+      takes the dtypes of `phi`.
     how: 'fresh'; 'left': free weights go on from where they are, which the authors found slightly worse; 'zero', as PackNet
       leaves them, is a critical point for α > 1: such weights never move again, and no later task can use them.
-  Raises: ValueError for another word.
+  Raises: ValueError for another word, and for `fresh` of another structure or shape.
   """
   if how not in ('fresh', 'left', 'zero'):
     raise ValueError(f"how is 'fresh', 'left' or 'zero'; got {how!r}.")
 
-  def start(x: jax.Array, new: jax.Array, bits: Any) -> jax.Array:
+  check_structure('fresh', fresh, 'phi', phi)
+
+  def start(path: Any, x: jax.Array, new: jax.Array, bits: Any) -> jax.Array:
+    if jnp.shape(new) != jnp.shape(x):
+      raise ValueError(f'fresh has {jnp.shape(new)} where phi has {jnp.shape(x)}, at {leaf_name(path)}.')
     if bits is None or how == 'fresh':
-      return new
+      return new.astype(x.dtype)
     return x if how == 'left' else jnp.zeros_like(x)
-  return keep(free(memory, phi), jax.tree.map(start, phi, fresh, memory.bits), phi)
+  return keep(free(memory, phi), jax.tree_util.tree_map_with_path(start, phi, fresh, memory.bits), phi)
 
 
 # ---- a task's beginning and end --------------------------------------------------------------------------------------
@@ -281,8 +307,10 @@ def begin_task(tx: optax.GradientTransformation, memory: Memory, phi: Tree) -> A
   Args:
     tx: with one `protect` in it.
     memory, phi: as the task before has left them.
-  Raises: ValueError where there is no room for another task (`task_masks.check_room`).
+  Raises: ValueError where there is no room for another task (`task_masks.check_room`), and inside jit.
   """
+  if any(_traced(x) for x in jax.tree.leaves((memory, phi))):
+    raise ValueError('begin_task looks at how much is free, and refuses: call it outside jit.')
   check_room(capacity(memory, phi))
   return with_free(tx.init(phi), free(memory, phi))
 
@@ -295,13 +323,13 @@ class Ended(NamedTuple):
 
 def end_task(memory: Memory, task: int | jax.Array, phi: Tree, fresh: Tree, score: Callable[[Tree], jax.Array],
              densities: Sequence[float], gamma: float | jax.Array = 0.98, layerwise: bool = False,
-             how: str = 'fresh') -> Ended:
+             how: str = 'fresh', side_by_side: bool = True, steps: int | None = None) -> Ended:
   """Lines 5 to 13 of Algorithm 1: the sparsest mask that is good enough is found and remembered, and what is free begins anew.
 
       ended = packnet.end_task(memory, t, phi, reparam.inverse(net.init(key, x)), score, [0.02, 0.05, 0.1, 0.2, 0.4])
 
-  Pure, to be jitted with what `score` closes over as arguments. Where the task is to be trained on under its mask before it ends,
-  or is given PackNet's mask, the parts are called one by one.
+  Pure, to be jitted with what `score` closes over as arguments; outside jit it warns where no mask was good enough. Where the
+  task is to be trained on under its mask before it ends, or is given PackNet's mask, the parts are called one by one.
 
   Args:
     memory, task: as for `remember`.
@@ -310,13 +338,39 @@ def end_task(memory: Memory, task: int | jax.Array, phi: Tree, fresh: Tree, scor
     score: φ → score on the held-out set of the task, at least 0, the higher the better: `lambda p: accuracy(reparam.weights(p))`.
     densities, layerwise: as for `make_counts`.
     gamma: share of the score of all weights that a mask has to be above.
+    side_by_side: as for `search`: False takes the memory of one candidate.
+    steps: None: each of the densities is tried. A number: bisection between the first and the last of them, `search_binary`.
   Raises: ValueError as its parts do.
   """
   weights = shared(memory, phi)
-  found = search(lambda mask: score(masks.apply(mask, phi)), lambda count: efficient_masks(weights, count),
-                 make_counts(weights, densities, layerwise), score(phi), gamma)
+  counts = make_counts(weights, densities, layerwise)
+
+  def evaluate(mask: Tree) -> jax.Array:
+    return score(masks.apply(mask, phi))
+
+  def choose(count: Any) -> Tree:
+    return efficient_masks(weights, count)
+  if steps is None:
+    found = search(evaluate, choose, counts, score(phi), gamma, side_by_side)
+  else:
+    least, most = (jax.tree.map(lambda k, i=i: k[i], counts) for i in (0, -1))
+    found = search_binary(evaluate, choose, least, most, score(phi), gamma, steps)
+  if not _traced(found.met) and not found.met:
+    warnings.warn(f'task {task}: even the densest mask scores {float(found.score):.4g}, which is not above gamma={gamma} times '
+                  'the score of all weights; it is kept.', stacklevel=2)
   memory = remember(memory, task, found.mask, phi)
   return Ended(memory, reinitialise(memory, phi, fresh, how), found)
+
+
+def _check_search(dense_score: Any, gamma: Any) -> None:
+  if not _traced(gamma) and not 0 <= float(gamma) <= 1:
+    raise ValueError(f'gamma is a share of the dense score, in [0, 1]; got {gamma}.')
+  if not _traced(dense_score) and float(dense_score) < 0:
+    raise ValueError(f'scores are at least 0, the higher the better; all weights have {float(dense_score):g}.')
+
+
+def _traced(x: Any) -> bool:
+  return isinstance(x, jax.core.Tracer)
 
 
 def _one(count: Any) -> bool:

@@ -16,14 +16,15 @@ from powerprop.task_masks import Memory, recall
 
 
 class Inferred(NamedTuple):
-  task: jax.Array     # int32 [...]: the slot of the largest score
-  scores: jax.Array   # float32 [slots, ...]: the higher the likelier; −inf for a slot that is not in use
+  task: jax.Array     # int32 [...]: the slot of the largest score; −1 where no score is a number, or no task is there
+  scores: jax.Array   # float32 [slots, ...]: the higher the likelier; −inf for a slot that is not in use, and in place of NaN
 
 
 def entropy(logits: jax.Array) -> jax.Array:
-  """H = −Σ p log p over the last axis, p = softmax: [...] of logits [..., C], in nats."""
+  """H = −Σ p log p over the last axis, p = softmax: [...] of logits [..., C], in nats. A logit of −∞ has no part in it."""
   log_p = jax.nn.log_softmax(logits)
-  return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+  p = jnp.exp(log_p)
+  return -jnp.sum(p * jnp.where(p == 0, 0, log_p), axis=-1)
 
 
 def infer_by_entropy(logits: jax.Array, here: jax.Array, together: bool = False) -> Inferred:
@@ -83,5 +84,6 @@ def infer_by_gradient(logits: Callable[[Tree], jax.Array], memory: Memory, phi: 
 
 
 def _best(scores: jax.Array, here: jax.Array) -> Inferred:
-  scores = jnp.where(here.reshape(-1, *[1] * (scores.ndim - 1)), scores, -jnp.inf)
-  return Inferred(jnp.argmax(scores, axis=0).astype(jnp.int32), scores)
+  counts = here.reshape(-1, *[1] * (scores.ndim - 1)) & ~jnp.isnan(scores)   # a task that has diverged wins nothing
+  scores = jnp.where(counts, scores, -jnp.inf)
+  return Inferred(jnp.where(jnp.any(counts, axis=0), jnp.argmax(scores, axis=0), -1).astype(jnp.int32), scores)

@@ -10,7 +10,6 @@ All functions are pure and run under jit, vmap over seeds and lax.map. What trai
 change: neither another task nor a larger memory compiles it anew.
 """
 import math
-import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -42,10 +41,10 @@ def begin(params: Tree, slots: int = 8, where: Where = is_weight, rest: str = 'f
     rest: 'frozen' or 'own': what becomes of leaves that are neither shared nor heads (biases, normalisation). Statistics of
       BatchNorm that are frozen also have to be left alone by the caller, by `protection.keep`.
     heads: predicate of the leaves that every task has for itself, whatever `where` says of them. None: one shared head.
-  Raises: ValueError when no leaf is shared, for less than one slot, and for another word.
+  Raises: ValueError when no leaf is shared, when `heads` names none, for less than one slot, and for another word.
   """
-  if slots < 1:
-    raise ValueError(f'a memory has at least one slot; got {slots}.')
+  if not isinstance(slots, (int, np.integer)) or slots < 1:
+    raise ValueError(f'a memory has at least one slot, a whole number of them; got {slots!r}.')
   if rest not in ('frozen', 'own'):
     raise ValueError(f"rest is 'frozen' or 'own'; got {rest!r}.")
 
@@ -55,6 +54,8 @@ def begin(params: Tree, slots: int = 8, where: Where = is_weight, rest: str = 'f
       return 'own'
     return 'shared' if where(name, x) else rest
   kinds = jax.tree_util.tree_map_with_path(kind, params)
+  if heads is not None and not any(heads(leaf_name(path), x) for path, x in jax.tree_util.tree_leaves_with_path(params)):
+    raise ValueError(f'heads names none of these leaves: {describe_leaves(params)}.')
   if 'shared' not in jax.tree.leaves(kinds):
     raise ValueError(f'tasks share none of these leaves: {describe_leaves(params)}.')
   bits = jax.tree.map(lambda k, x: jnp.zeros((slots, -(-math.prod(x.shape) // 8)), jnp.uint8) if k == 'shared' else None,
@@ -65,9 +66,9 @@ def begin(params: Tree, slots: int = 8, where: Where = is_weight, rest: str = 'f
 
 def grow(memory: Memory, slots: int) -> Memory:
   """The same tasks with room for `slots`. Raises: ValueError for fewer than there are."""
+  if not isinstance(slots, (int, np.integer)) or slots < memory.here.shape[0]:
+    raise ValueError(f'a memory grows; it has {memory.here.shape[0]} slots, and {slots!r} were asked for.')
   missing = slots - memory.here.shape[0]
-  if missing < 0:
-    raise ValueError(f'a memory grows; it has {memory.here.shape[0]} slots, and {slots} were asked for.')
   return jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros((missing, *x.shape[1:]), x.dtype)]), memory)
 
 
@@ -78,11 +79,17 @@ def remember(memory: Memory, task: int | jax.Array, mask: Tree, params: Tree) ->
     task: slot, traced or not. A traced one without a slot is dropped in silence: let `check_room` look before a task begins.
     mask: tree of bool, None for leaves that are not shared, as `shared` makes them.
     params: φ at the end of the task.
-  Raises: ValueError for a task without a slot, and for masks or parameters of another structure or shape.
+  Raises: ValueError for a task without a slot, and for masks or parameters of another structure, shape or dtype.
   """
   task = _slot(memory, task)
   check_structure('the mask', mask, 'the shared leaves', memory.bits)
   _check(memory, params)
+
+  def check_own(path: Any, x: Any, old: Any) -> None:
+    if old is not None and (jnp.shape(x), jnp.result_type(x)) != (old.shape[1:], old.dtype):
+      raise ValueError(f"a task's own {leaf_name(path)} is {old.dtype} {old.shape[1:]}, as the memory was begun with; got "
+                       f'{jnp.result_type(x)} {jnp.shape(x)}.')
+  jax.tree_util.tree_map_with_path(check_own, params, memory.own)
   jax.tree_util.tree_map_with_path(lambda path, x, m: check_mask(m, x, path), shared(memory, params), mask)
   packed = pack(mask)
   bits = jax.tree.map(lambda old, new: old.at[task].set(new, mode='drop'), memory.bits, packed)
@@ -93,9 +100,9 @@ def remember(memory: Memory, task: int | jax.Array, mask: Tree, params: Tree) ->
 def forget(memory: Memory, task: int | jax.Array) -> Memory:
   """The memory without a task: weights that no other task uses are free again. They keep their values until something moves them.
 
-  Raises: ValueError for a task without a slot.
+  Raises: ValueError for a task without a slot, or that is not remembered where that can be known, outside jit.
   """
-  task = _slot(memory, task)
+  task = _known(memory, _slot(memory, task))
   return jax.tree.map(lambda x: x.at[task].set(jnp.zeros_like(x[0]), mode='drop'), memory)
 
 
@@ -104,14 +111,16 @@ def recall(memory: Memory, task: int | jax.Array, params: Tree) -> Tree:
 
     net.apply(reparam.weights(recall(memory, task, phi)), x)
 
-  They are the same to the last bit whatever was learned since. Of a task that is not remembered all weights are 0.
+  They are the same to the last bit whatever was learned since. Of a task that is not remembered all weights are 0 where `task` or
+  the memory is traced.
 
   Args:
     task: slot, traced or not; an array of tasks goes through vmap or lax.map.
     params: φ; or θ, where `remember` was given θ.
-  Raises: ValueError for a task without a slot, and for parameters of another structure.
+  Raises: ValueError for a task without a slot, outside jit for one that is not remembered, and for parameters of another
+    structure or shape.
   """
-  task = _slot(memory, task)
+  task = _known(memory, _slot(memory, task))
   seen = apply(task_mask(memory, task, params), params)
   return jax.tree.map(lambda x, own: x if own is None else _at(own, task), seen, memory.own)
 
@@ -120,6 +129,8 @@ def export(memory: Memory, task: int | jax.Array, phi: Tree, reparam: Reparam) -
   """The weights θ of one task, for a network of its own: nothing of other tasks is left in them.
 
   Shared leaves are exact zeros outside the mask, which any compression finds.
+
+  Raises: ValueError as `recall` does.
   """
   return reparam.weights(recall(memory, task, phi))
 
@@ -199,8 +210,10 @@ def check_room(capacity: Capacity, least: int = 1) -> None:
 
   Args:
     capacity: of one memory, or of several that were mapped over: concrete, outside jit.
-  Raises: ValueError with the numbers.
+  Raises: ValueError with the numbers, and for what is no capacity.
   """
+  if not isinstance(capacity, Capacity):
+    raise ValueError(f'check_room takes capacity(memory, params), got {type(capacity).__name__}.')
   tasks, slots = (int(np.ravel(np.asarray(x)).max()) for x in (capacity.tasks, capacity.slots))
   if tasks >= slots:
     raise ValueError(f'no slot for another task: the memory has {slots}, all in use; grow(memory, {2 * slots}) makes more.')
@@ -223,15 +236,33 @@ def _union(bits: jax.Array) -> jax.Array:
 
 def _slot(memory: Memory, task: int | jax.Array) -> int | jax.Array:
   slots = memory.here.shape[0]
-  try:
-    known = operator.index(task)
-  except (TypeError, jax.errors.TracerIntegerConversionError):
+  if isinstance(task, jax.core.Tracer):
     return jnp.where(jnp.less(task, 0), slots, task)   # no slot either, though an index counts from the end
-  if not 0 <= known < slots:
-    raise ValueError(f'task {known} has no slot: the memory has {slots}, from 0 on; grow(memory, slots) makes more.')
+  found = np.asarray(task)
+  if not np.issubdtype(found.dtype, np.integer):
+    raise ValueError(f'a task is a whole number, the index of a slot; got {task!r}.')
+  for known in found.ravel().tolist():
+    if not 0 <= known < slots:
+      raise ValueError(f'task {known} has no slot: the memory has {slots}, from 0 on; grow(memory, slots) makes more.')
+  return task
+
+
+def _known(memory: Memory, task: int | jax.Array) -> int | jax.Array:
+  """The task, if it is remembered, or nobody can know."""
+  if not isinstance(task, jax.core.Tracer) and not isinstance(memory.here, jax.core.Tracer):
+    here = np.asarray(memory.here)
+    for known in np.ravel(task).tolist():
+      if not here[known]:
+        raise ValueError(f'task {known} is not remembered; these are: {np.flatnonzero(here).tolist()}.')
   return task
 
 
 def _check(memory: Memory, tree: Tree) -> None:
   trees = [jax.tree.map(lambda x: 0, t, is_leaf=is_none) for t in (tree, memory.bits)]
   check_structure('the tree', trees[0], 'the memory', trees[1])
+
+  def leaf(path: Any, x: Any, bits: Any) -> None:   # the memory knows no more of a shape than its bytes
+    if bits is not None and x is not None and bits.shape[1] != -(-math.prod(jnp.shape(x)) // 8):
+      raise ValueError(f'{leaf_name(path)} has masks of {bits.shape[1]} bytes in the memory, not one bit for each entry of '
+                       f'{jnp.shape(x)}.')
+  jax.tree_util.tree_map_with_path(leaf, tree, memory.bits, is_leaf=is_none)

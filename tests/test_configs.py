@@ -232,7 +232,7 @@ def continual_changes(name, variant):
   algorithm = re.sub('_(tuning|hundred|left|zero)$', '', variant)
   how = variant.removeprefix(algorithm).lstrip('_')
   packs, permuted = algorithm in ('packnet', 'efficient_packnet'), name == 'permuted_mnist'
-  strength = {'ewc': 30.0, 'ewc_online': 30.0, 'synaptic_intelligence': 0.1}.get(algorithm, 0.0)
+  strengths = {'ewc': (3, 30, 300), 'ewc_online': (3, 30, 300), 'synaptic_intelligence': (0.01, 0.1, 1)}
   own = split_mnist if name == 'split_mnist' else permuted_mnist
   found = {'protocol': 'continual', 'model': 'mlp_100_100', 'steps': 4_580, 'schedule': 'cosine', 'report': ('continual',),
            'sweep.optimizer': ('momentum',), 'sweep.alpha': (1, 2, 3) if packs else (1,), 'sweep.algorithm': (algorithm,),
@@ -240,8 +240,8 @@ def continual_changes(name, variant):
            'checkpoint_epochs': 10, 'alpha_rates': own.RATES[algorithm]} | SEQUENCE[name]
   if how == 'tuning':
     found |= {'sweep.seed': (5,), 'alpha_rates': (), 'sweep.learning_rate': (0.01, 0.03, 0.1, 0.2),
-              'sweep.penalty': (0.1 * strength, strength, 10 * strength) if strength else (0.0,)}
-    found |= {'continual.tasks': 5} if permuted else {}
+              'sweep.penalty': strengths.get(algorithm, (0.0,))}
+    found |= {'continual.tasks': 5, 'continual.share': 0.1 if algorithm == 'packnet' else 0.0} if permuted else {}
   if how == 'hundred':
     found |= {'sweep.seed': (0, 1, 2), 'continual.tasks': 100, 'continual.matrix_every': 10}
   return found | ({'continual.reinitialise': how} if how in ('left', 'zero') else {})
@@ -302,12 +302,12 @@ def changes(which):
 
 
 RATES_OF = {'mnist_sparse': mnist_sparse.RATES, 'cifar_sparse': cifar_sparse.RATES, 'cifar_resnet': cifar_resnet.RATES,
-            'mnist_lenet5': mnist_lenet5.RATES, 'split_mnist': split_mnist.RATES,
+            'mnist_lenet5': mnist_lenet5.RATES, 'split_mnist': split_mnist.RATES, 'permuted_mnist': permuted_mnist.RATES,
             'mnist_entry_rates': {name: rates[1:] for name, rates in mnist_sparse.RATES.items()},
             'cifar_entry_rates': {name: rates[1:] for name, rates in cifar_sparse.RATES.items()},
             '.': {'cifar_figure2': cifar_figure2.RATES}}
 AGAIN = {'mnist_sparse': 'mnist_entry_rates', 'cifar_sparse': 'cifar_entry_rates'}   # α = 2 with the new place of re-entry
-STRENGTHS_OF = {'split_mnist': split_mnist.STRENGTHS}
+STRENGTHS_OF = {'split_mnist': split_mnist.STRENGTHS, 'permuted_mnist': permuted_mnist.STRENGTHS}
 TUNINGS = [(folder, path) for folder in RATES_OF for path in sorted((FOLDER.parent / 'results' / folder).glob('*_tuning'))]
 
 
@@ -334,7 +334,7 @@ def test_rates_are_those_that_the_validation_images_chose(folder, path):
 def test_choices_of_rates_are_among_the_results():
   """All of the table on MNIST, and those of CIFAR-10 that were run."""
   assert {folder: len([1 for f, _ in TUNINGS if f == folder]) for folder in RATES_OF} == {
-    'mnist_sparse': 16, 'cifar_sparse': 4, 'cifar_resnet': 2, 'mnist_lenet5': 2, 'split_mnist': 10,
+    'mnist_sparse': 16, 'cifar_sparse': 4, 'cifar_resnet': 2, 'mnist_lenet5': 2, 'split_mnist': 10, 'permuted_mnist': 10,
     'mnist_entry_rates': 6, 'cifar_entry_rates': 1, '.': 1}
 
 

@@ -185,6 +185,19 @@ def numpy_normalised(theta, images, mean, variance):
   return x @ theta['second']['w'] + theta['second']['b']
 
 
+def test_batches_to_recalibrate_with_are_training_images_changed_as_in_training():
+  """Random ones of the set, and each batch by a key of its own."""
+  images = make_data(30, 3).images
+  found = np.asarray(jax.jit(lambda x: evaluate.recalibration_batches(x, 4, 20, lambda key, images: 255 - images))(images))
+  assert found.shape == (4, 20, 3, 4, 1) and found.dtype == np.uint8
+  where = [[np.flatnonzero((images == 255 - x).all((1, 2, 3))) for x in batch] for batch in found]
+  assert all(len(at) == 1 for batch in where for at in batch)
+  assert len({int(at[0]) for batch in where for at in batch}) > 20   # of 30, 80 draws
+  noise = np.asarray(jax.jit(lambda x: evaluate.recalibration_batches(
+    x, 4, 20, lambda key, images: jax.random.bits(key, images.shape, jnp.uint8)))(images))
+  assert len({x.tobytes() for x in noise}) == 4
+
+
 def test_batch_norm_is_recalibrated_after_pruning():
   """Averages of decay ½ over three batches, and the accuracies at two densities, in float64; without it those of training."""
   rng = np.random.default_rng(1)

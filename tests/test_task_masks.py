@@ -212,7 +212,7 @@ def test_misuse_is_said_at_once():
                                                  strict=True) if bits is not None)
   with pytest.raises(ValueError, match='a memory grows; it has 2 slots, and 1 were asked for'):
     task_masks.grow(memory, 1)
-  with pytest.raises(ValueError, match='a memory has at least one slot; got 0'):
+  with pytest.raises(ValueError, match='a memory has at least one slot, a whole number of them; got 0'):
     task_masks.begin(PARAMS, 0)
   with pytest.raises(ValueError, match="rest is 'frozen' or 'own'; got 'thawed'"):
     task_masks.begin(PARAMS, rest='thawed')
