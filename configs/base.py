@@ -70,7 +70,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.continual = ml_collections.ConfigDict()
   config.continual.sequence = 'permuted'    # a row of SEQUENCES in experiments/data/tasks.py: permuted, rotated, split, mixed
   config.continual.tasks = 10               # of the sequence; mixed: one for each of continual.datasets
-  config.continual.datasets = ('mnist', 'fashion_mnist', 'cifar10')   # of the sequence 'mixed'; images become like the first's
+  config.continual.datasets = ('mnist', 'fashion_mnist', 'cifar10')   # of 'mixed': images become like the first's, and
+  #                                           of each set at most 11/12 are for training
   config.continual.sequence_seed = 0        # of the orders of pixels of the sequence 'permuted', the same for all networks
   config.continual.degrees = 180.0          # over which the angles of the sequence 'rotated' are spread evenly
   config.continual.scenario = 'domain'      # outputs: 'domain' shared by all tasks; 'task' each its own; 'class' all compete

@@ -72,7 +72,7 @@ def infer_by_gradient(logits: Callable[[Tree], jax.Array], memory: Memory, phi: 
     return jax.tree.leaves(jax.tree.map(lambda x, bits, own: None if bits is None and own is None else x,
                                         seen, memory.bits, memory.own))
   mixed = lax.fori_loop(0, slots, lambda t, sums: [s + share[t].astype(s.dtype) * x for s, x in zip(sums, of(t), strict=True)],
-                        [jnp.zeros_like(x) for x in of(0)])
+                        [jnp.zeros(x.shape, x.dtype) for x in jax.eval_shape(of, 0)])
 
   def certain(mixed: list[Any]) -> jax.Array:
     rest = iter(mixed)

@@ -145,6 +145,11 @@ def test_results_are_those_of_the_weights_in_the_checkpoints(finished):
       assert (int(row['kept']), int(row['weights'])) == (union, 1380) and float(row['inferred_accuracy']) <= 1
       expected = np.mean([found_by_gradient(alpha, phi, masks, task) for task in range(TASKS)])
       assert float(statistics[alpha, method, k]['tasks_found_by_gradient']) == pytest.approx(expected)
+    told = statistics[alpha, method, k]
+    assert float(told['learned']) == pytest.approx(np.mean([matrix[alpha, method, k, t, t] for t in (1, 2, 3)]))
+    assert float(told['worst_task']) == min(matrix[alpha, method, k, TASKS, t] for t in (1, 2, 3))
+    assert float(told['network_bytes']) == 4 * sum(x.size for x in jax.tree.leaves(phi)) >= 4 * 1380
+    assert float(told['bytes_per_task']) == (0 if masks is None else sum(-(-masks[layer][0].size // 8) for layer in LAYERS))
   assert np.mean([float(r['test_accuracy']) for r in rows.values()]) > 0.5   # they do learn
 
 
@@ -288,16 +293,19 @@ def test_outputs_that_compete(competing):
   _, workdir = competing
   with ocp.StandardCheckpointer() as checkpointer:
     groups = checkpointer.restore(workdir / 'checkpoints' / '24' / 'default')
-  images, labels = tiny.ARRAYS[2:]
-  half = tiny.CLASSES // 2
+  half, (images, labels) = tiny.CLASSES // 2, tiny.ARRAYS[2:]
+  held_out = [x[360:] for x in tiny.ARRAYS[:2]]
+  images, labels = (np.concatenate(pair) for pair in zip((images, labels), held_out, strict=True))
+  testing = np.arange(len(labels)) < len(tiny.ARRAYS[3])
   for row, group in zip(read(workdir / 'results.csv'), groups, strict=True):
     x = images.reshape(len(images), 36) / 255
     for i, layer in enumerate(LAYERS):
       x = x @ np.float64(group['trained']['phi'][layer]['w'][0]) + np.float64(group['trained']['phi'][layer]['b'][0])
       x = np.maximum(x, 0) if i == 0 else x
     own = np.where(np.arange(tiny.CLASSES)[None] // half == labels[:, None] // half, x, -np.inf)
-    for name, logits_ in (('test_accuracy', x), ('class_accuracy', x), ('task_accuracy', own)):
-      mean = np.mean([np.mean(logits_[labels // half == t].argmax(1) == labels[labels // half == t]) for t in (0, 1)])
+    for name, logits_, part in (('test_accuracy', x, testing), ('class_accuracy', x, testing), ('task_accuracy', own, testing),
+                                ('validation_accuracy', x, ~testing)):
+      mean = np.mean([np.mean(logits_[at].argmax(1) == labels[at]) for at in (part & (labels // half == t) for t in (0, 1))])
       assert float(row[name]) == pytest.approx(mean, abs=1e-9), (row['algorithm'], name)
   assert 'task told' in (workdir / 'table.md').read_text()
 
@@ -337,6 +345,16 @@ def test_what_methods_remember_is_in_checkpoints(competing, tmp_path, monkeypatc
 def test_mistakes(data_dir, key, value, message):
   with pytest.raises(UserError, match=message):
     protocol.check(make_config(data_dir, **{key: value}))
+
+
+@pytest.mark.parametrize('change, message', [
+  ({'sweep.algorithm': ('packnet',), 'continual.prune_rounds': 12},
+   'config.continual.prune_rounds must be so many that each has a step, of the 10 of continual.retrain_share, got 12.'),
+  ({'continual.sequence': 'rotated', 'continual.degrees': 540.0}, r'config.continual.degrees must be in \(0, 360\], got 540.0.'),
+  ({'continual.sequence': 'rotated', 'continual.degrees': 0.0}, r'config.continual.degrees must be in \(0, 360\], got 0.0.')])
+def test_mistakes_in_two_keys(data_dir, change, message):
+  with pytest.raises(UserError, match=message):
+    protocol.check(make_config(data_dir, **change))
 
 
 def test_densities_that_keep_nothing_of_a_layer_are_refused_before_training(data_dir, tmp_path):

@@ -85,6 +85,15 @@ def test_packnet_rounds():
       packnet.packnet_counts(PHI, FREE, share, rounds=rounds)
 
 
+def test_rounds_are_counted_from_zero():
+  tree = {'w': jnp.ones(40)}, {'w': jnp.ones(40, bool)}
+  for number in (-1, 4, 5):
+    with pytest.raises(ValueError, match=f'round is one of 0 to 3; got {number}'):
+      packnet.packnet_counts(*tree, 0.25, number, 4)
+  last = QUICK(lambda r: packnet.packnet_counts(*tree, 0.25, r, 4))
+  assert int(last(9)['w']) == int(last(3)['w']) == 10
+
+
 def test_counts_are_floors_of_densities_as_they_are_written():
   """⌊s · dim⌋ with s as the fraction that its digits mean: 0.29 · 100 is 29, where floats have 28.999."""
   weights = {'a': jnp.zeros((10, 10)), 'b': None, 'c': jnp.zeros((3, 7, 1, 1))}
@@ -94,6 +103,9 @@ def test_counts_are_floors_of_densities_as_they_are_written():
     expected = {n: [int(Fraction(d) * n) for d in digits] for n in (100, 21, 121)}
     assert jax.tree.map(list, jax.tree.map(np.asarray, found)) == (
       {'a': expected[100], 'b': None, 'c': expected[21]} if layerwise else expected[121])
+  np.testing.assert_array_equal(packnet.make_counts(weights, np.array([0.5, 1.0])), packnet.make_counts(weights, [0.5, 1.0]))
+  with pytest.raises(ValueError, match=r'densities are a list of numbers; got 0\.2'):
+    packnet.make_counts(weights, 0.2)
   for bad in ([], [0.5, 0.2], [0.2, 0.2], [0.0, 0.5], [0.5, 1.1]):
     with pytest.raises(ValueError, match=r'densities increase and lie in \(0, 1\]; got \['):
       packnet.make_counts(weights, bad)
@@ -143,6 +155,20 @@ def test_a_search_by_layers_and_by_packnets_rule():
   np.testing.assert_allclose(found.score, masks.density(found.mask))
   with pytest.raises(ValueError, match='counts are of one length'):
     packnet.search(masks.density, lambda k: PHI, {'a': jnp.arange(3), 'c': jnp.arange(2)}, 1.0, 0.5)
+
+
+def test_what_a_search_cannot_mean_is_said():
+  choose, counts = functools.partial(packnet.efficient_masks, LINE), jnp.array([2, 4])
+  for find in (lambda dense, gamma: packnet.search(masks.density, choose, counts, dense, gamma),
+               lambda dense, gamma: packnet.search_binary(masks.density, choose, 2, 4, dense, gamma, 1)):
+    with pytest.raises(ValueError, match=r'gamma is a share of the dense score, in \[0, 1\]; got 98'):
+      find(1.0, 98)
+    with pytest.raises(ValueError, match=r'scores are at least 0, the higher the better; all weights have -0.5'):
+      find(-0.5, 0.9)
+  with pytest.raises(ValueError, match=r'counts increase; got \[4, 2\]'):
+    packnet.search(masks.density, choose, counts[::-1], 1.0, 0.5)
+  with pytest.raises(ValueError, match='least is at most most; got 16 and 4'):
+    packnet.search_binary(masks.density, choose, 16, 4, 1.0, 0.5, 2)
 
 
 def test_bisection_is_that_of_a_plain_loop():
@@ -199,6 +225,9 @@ def test_taylor_change_in_numpy_and_where_it_is_exact():
   change = functools.partial(packnet.taylor_change, tree(theta), tree(h * (theta - c)), {'w': jnp.asarray(mask), 'b': None})
   np.testing.assert_allclose(change(tree(h)), loss(theta * mask) - loss(theta), rtol=1e-4)
   np.testing.assert_allclose(change(), -np.sum((h * (theta - c) * theta)[~mask]), rtol=1e-4)
+  for wrong in (jnp.asarray(mask[0]), jnp.asarray(mask, jnp.float32)):
+    with pytest.raises(ValueError, match=r"a mask is bool and shaped like its array, \(6, 5\); got .* at \['w'\]"):
+      packnet.taylor_change(tree(theta), tree(h), {'w': wrong, 'b': None})
 
 
 def test_how_far_taylor_is_from_evaluating():
@@ -312,6 +341,58 @@ def test_two_calls_are_their_parts(life):
   jax.tree.map(np.testing.assert_array_equal, state.inner, TX.init(found.phi).inner)
 
 
+@pytest.mark.parametrize('steps', [None, 3])
+def test_the_end_of_a_second_task_by_layers(life, steps):
+  """Masks among all weights, those of the first task too, by numbers of each layer; free weights go on from where they are."""
+  memory, phi, _, _ = life[0]
+  phi, _ = learn(phi, packnet.begin_task(TX, memory, phi), LABELS[1])
+  fresh = REPARAM.inverse(QUICK(NET.init)(jax.random.key(9), INPUTS))
+  densities, gamma = [0.1, 0.2, 0.35, 0.5, 0.9], 0.9
+  found = QUICK(lambda memory, phi: packnet.end_task(
+    memory, 1, phi, fresh, lambda p: accuracy(REPARAM.weights(p), LABELS[1]), densities, gamma, layerwise=True, how='left',
+    side_by_side=False, steps=steps))(memory, phi)
+  layers = ('mlp/~/linear_0', 'mlp/~/linear_1')
+
+  def under(counts):
+    seen = jax.tree.map(lambda x: x, phi)
+    for layer, k in zip(layers, counts, strict=True):
+      w = np.asarray(phi[layer]['w'])
+      seen[layer] = phi[layer] | {'w': np.where(largest(w.ravel(), k).reshape(w.shape), w, 0)}
+    return seen
+  sizes = [phi[layer]['w'].size for layer in layers]
+  def passes(counts):
+    return accuracy(REPARAM.weights(under(counts)), LABELS[1]) > np.float32(gamma) * accuracy(REPARAM.weights(phi), LABELS[1])
+  tried = [[int(Fraction(str(d)) * n) for n in sizes] for d in densities]
+  assert passes(tried[-1])
+  if steps is None:
+    chosen = tried[-1]
+    for counts in tried[-2::-1]:
+      if not passes(counts):
+        break
+      chosen = counts
+  else:
+    low, chosen = tried[0], tried[-1]
+    for _ in range(steps):
+      middle = [(a + b) // 2 for a, b in zip(low, chosen, strict=True)]
+      low, chosen = (low, middle) if passes(middle) else (middle, chosen)
+  mask = task_masks.task_mask(found.memory, 1, phi)
+  for layer, k in zip(layers, chosen, strict=True):
+    np.testing.assert_array_equal(np.ravel(mask[layer]['w']), largest(np.ravel(phi[layer]['w']), k))
+    np.testing.assert_array_equal(bits(found.phi[layer]['w']), bits(phi[layer]['w']))
+  assert float(task_masks.capacity(found.memory, phi).reused[1]) > 0 and bool(found.found.met)
+
+
+def test_an_end_that_is_not_good_enough_is_warned_of(life):
+  """Outside jit, where the numbers are known."""
+  memory, phi, _, _ = life[0]
+  def end(gamma):
+    return packnet.end_task(memory, 1, phi, phi, lambda p: jnp.float32(0.5), [0.2, 0.5], gamma, how='left', side_by_side=False)
+  with pytest.warns(UserWarning, match='task 1: even the densest mask scores 0.5, which is not above gamma=1.0 times'):
+    assert not end(1.0).found.met
+  with pytest.raises(ValueError, match='begin_task looks at how much is free, and refuses: call it outside jit'):
+    jax.jit(lambda memory: packnet.begin_task(TX, memory, phi))(memory)
+
+
 @pytest.mark.parametrize('how', ['fresh', 'left', 'zero'])
 def test_where_free_weights_begin(life, how):
   memory, phi, _, _ = life[0]
@@ -330,6 +411,12 @@ def test_where_free_weights_begin(life, how):
       np.testing.assert_array_equal(bits(found[module][name]), bits(expected))
   with pytest.raises(ValueError, match="how is 'fresh', 'left' or 'zero'; got 'kept'"):
     packnet.reinitialise(memory, phi, fresh, 'kept')
+  half = packnet.reinitialise(memory, jax.tree.map(lambda x: x.astype(jnp.bfloat16), phi), fresh)
+  assert {x.dtype for x in jax.tree.leaves(half)} == {jnp.dtype(jnp.bfloat16)}
+  with pytest.raises(ValueError, match='fresh and phi differ in structure'):
+    packnet.reinitialise(memory, phi, {'head': fresh['head']})
+  with pytest.raises(ValueError, match=r'fresh has \(5,\) where phi has \(3,\), at head/b'):
+    packnet.reinitialise(memory, phi, fresh | {'head': fresh['head'] | {'b': jnp.ones(5)}})
 
 
 def test_a_leak_of_one_weight_is_seen(life):

@@ -31,6 +31,22 @@ def test_the_surest_mask_in_numpy():
     infer_by_entropy(jnp.asarray(logits), jnp.ones(3, bool))
 
 
+def test_outputs_without_a_part_and_networks_that_have_diverged():
+  """A logit of −∞ is as good as not there; NaN wins nothing; without a task there is none to be inferred."""
+  few, minus = RNG.normal(size=(2, 5, 3)).astype(np.float32), np.full((2, 5, 2), -np.inf, np.float32)
+  np.testing.assert_allclose(task_inference.entropy(jnp.concatenate([few, minus], -1)), task_inference.entropy(few), rtol=1e-6)
+  slope = jax.grad(lambda x: task_inference.entropy(jnp.append(x, -jnp.inf)))(jnp.asarray(few[0, 0]))
+  np.testing.assert_allclose(slope, jax.grad(task_inference.entropy)(jnp.asarray(few[0, 0])), rtol=1e-5)
+  broken = jnp.stack([jnp.asarray(few[0]), jnp.full((5, 3), jnp.nan)])
+  for together in (False, True):
+    found = infer_by_entropy(broken, jnp.ones(2, bool), together)
+    assert (found.task == 0).all() and np.isneginf(found.scores[1]).all()
+    assert (infer_by_entropy(broken, jnp.zeros(2, bool), together).task == -1).all()
+    assert (infer_by_entropy(broken[1:], jnp.ones(1, bool), together).task == -1).all()
+  memory = task_masks.begin({'w': jnp.ones((3, 2))}, 2)
+  assert int(infer_by_gradient(lambda p: jnp.ones((4, 3)) @ p['w'], memory, {'w': jnp.ones((3, 2))}).task) == -1
+
+
 @pytest.mark.parametrize('rest', ['frozen', 'own'])
 def test_one_gradient_step_is_autodiff_by_the_weights_of_the_masks(rest):
   """∂H / ∂a_t at a_t = 1/T, T the tasks that are there, of the mixture written out; one slot is empty."""

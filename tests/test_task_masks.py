@@ -224,3 +224,33 @@ def test_misuse_is_said_at_once():
     task_masks.free(memory, {'a': PARAMS['a']})
   with pytest.raises(ValueError, match=r'a mask is bool and shaped like its array'):
     task_masks.remember(memory, 0, mask | {'head': {'w': jnp.ones((3, 7), bool), 'b': None}}, PARAMS)
+
+
+def test_what_a_memory_does_not_fit_is_said():
+  def begin():
+    return task_masks.begin(PARAMS, 3, rest='own', heads=is_head)
+  memory, mask = begin(), random_mask(RNG) | {'head': {'w': None, 'b': None}}
+  for leaf, shown in ((jnp.ones(1), r'float32 \(1,\)'), (jnp.ones(4), r'float32 \(4,\)'),
+                      (jnp.ones(7, jnp.bfloat16), r'bfloat16 \(7,\)')):
+    with pytest.raises(ValueError, match=rf"a task's own a/b is float32 \(7,\), as the memory was begun with; got {shown}"):
+      task_masks.remember(memory, 0, mask, PARAMS | {'a': PARAMS['a'] | {'b': leaf}})
+  with pytest.raises(ValueError, match=r'a/w has masks of 5 bytes in the memory, not one bit for each entry of \(7, 7\)'):
+    task_masks.free(memory, PARAMS | {'a': PARAMS['a'] | {'w': jnp.ones((7, 7))}})
+  memory = task_masks.remember(memory, 2, mask, PARAMS)
+  for absent in (task_masks.recall, functools.partial(task_masks.export, reparam=powerpropagation(2.0))):
+    with pytest.raises(ValueError, match=r'task 1 is not remembered; these are: \[2\]'):
+      absent(memory, 1, PARAMS)
+  with pytest.raises(ValueError, match=r'task 0 is not remembered'):
+    task_masks.forget(memory, 0)
+  with pytest.raises(ValueError, match='task 9 has no slot: the memory has 3'):
+    task_masks.forget(memory, np.array([2, 9]))
+  with pytest.raises(ValueError, match=r'a task is a whole number, the index of a slot; got 1\.0'):
+    task_masks.recall(memory, 1.0, PARAMS)
+  with pytest.raises(ValueError, match='heads names none of these leaves: '):
+    task_masks.begin(PARAMS, heads=lambda name, leaf: name.startswith('haed'))
+  with pytest.raises(ValueError, match=r'a whole number of them; got 2\.0'):
+    task_masks.begin(PARAMS, 2.0)
+  with pytest.raises(ValueError, match=r'it has 3 slots, and 4\.0 were asked for'):
+    task_masks.grow(memory, 4.0)
+  with pytest.raises(ValueError, match=r'check_room takes capacity\(memory, params\), got Memory'):
+    task_masks.check_room(memory)

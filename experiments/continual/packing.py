@@ -223,7 +223,7 @@ def inferred(p: Problem, s: State, task: Any) -> jax.Array:
   logits = jax.lax.map(under_mask, jnp.arange(size))
   guess = task_inference.infer_by_entropy(logits, s.memory.tasks.here).task
   chosen = jnp.take_along_axis(logits, guess[None, :, None], 0)[0]
-  right = jnp.argmax(chosen, 1) == labels
+  right = (jnp.argmax(chosen, 1) == labels) & (guess >= 0)
   if p.heads.scenario != 'domain':   # the same place among the outputs of another task is another class
     right &= guess == task
   found = jnp.sum(jnp.stack([right, guess == task]) & (positions < count)[None], 1, dtype=jnp.int32)

@@ -80,6 +80,7 @@ def check(config: ml_collections.ConfigDict) -> None:
   if wanted.sequence == 'mixed':
     need(wanted.tasks == len(wanted.datasets), 'tasks', f'the number of continual.datasets, {len(wanted.datasets)}')
   need(wanted.tasks >= 2, 'tasks', 'at least 2')
+  need(wanted.sequence != 'rotated' or 0 < wanted.degrees <= 360, 'degrees', 'in (0, 360]')
   need(wanted.sequence_seed >= 0, 'sequence_seed', 'at least 0')
   for key in ('matrix_every', 'prune_rounds', 'fisher_images', 'memory_images', 'inferred_images'):
     need(wanted[key] >= 1, key, 'at least 1')
@@ -87,6 +88,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     need(0 <= wanted[key] < 1, key, 'a share in [0, 1)')
   need(not any(METHODS[name].prune for name in config.sweep.algorithm) or cuts(config)[0] >= 1, 'retrain_share',
        f'a share that leaves at least one of {config.steps} steps before it')
+  need(wanted.prune_rounds == 1 or 'packnet' not in config.sweep.algorithm
+       or len({*cuts(config), config.steps}) > wanted.prune_rounds, 'prune_rounds',
+       f'so many that each has a step, of the {round(wanted.retrain_share * config.steps)} of continual.retrain_share')
   need(0 <= wanted.gamma <= 1, 'gamma', 'a share in [0, 1]')
   need(0 <= wanted.ewc_decay <= 1, 'ewc_decay', 'a share in [0, 1]')
   need(wanted.damping > 0, 'damping', 'positive')
