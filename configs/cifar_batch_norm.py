@@ -5,7 +5,7 @@ that training left and with those of 50 batches through the pruned network.
 
   python -m experiments.main --config=configs/cifar_batch_norm.py --workdir=runs/cifar_batch_norm
 
-8 networks: two powers × four rates, one seed; for a GPU. RESULTS.md has two of them after 2 epochs, times in run.json beside them.
+8 networks: two powers × four rates, one seed; for a GPU. RESULTS.md has two of them after 2 epochs, times in run.json beside it.
 """
 from configs import base, cifar_resnet, cifar_sparse
 
