@@ -51,6 +51,9 @@ def protect(inner: optax.GradientTransformation) -> optax.GradientTransformation
   """
   if not hasattr(inner, 'update'):
     raise ValueError(f'protect takes an optax transformation, got {type(inner).__name__}.')
+  if getattr(inner, 'zeroes', False):
+    raise ValueError('this updater sets masked weights to 0, which protect would not let it do to protected ones; inside protect '
+                     'sparsify takes one that keeps them: top_kast, straight_through, or gradual with returns=True.')
   inner = optax.with_extra_args_support(inner)
 
   def init(params: Tree) -> ProtectState:

@@ -151,7 +151,9 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
       inner_state = _restart(inner, inner_state, _map(lambda a, b: a ^ b, trained(new), trained(masks)))
     return u, SparsifyState(state.step + 1, new, kept, memory, inner_state)
 
-  return Outermost(init, update)
+  made = Outermost(init, update)
+  made.zeroes = not updater.keeps
+  return made
 
 
 def masked(opt_state: Any, params: Tree, which: str = 'forward') -> Tree:

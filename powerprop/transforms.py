@@ -24,6 +24,7 @@ _begun: contextvars.ContextVar[list[tuple[Reparam, Tree]] | None] = contextvars.
 class Outermost(optax.GradientTransformationExtraArgs):
   """A transformation whose updates nothing around it may change: what `sparsify` and `protect` give. The type of its state has a
   true `outermost`, by which it is found within other transformations too."""
+  zeroes: bool = False   # does it set weights to 0 that it does not train? `protect` cannot stand around that
 
 
 class Propagation(optax.GradientTransformationExtraArgs):

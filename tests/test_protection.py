@@ -226,6 +226,9 @@ def test_misuse_is_said_at_once():
     tx.update({'a': PHI['a']}, state, PHI)
   with pytest.raises(ValueError, match='protect takes an optax transformation, got float'):
     protect(0.1)
+  for updater in (updaters.static(0.5), updaters.rigl(0.5, 200)):
+    with pytest.raises(ValueError, match='this updater sets masked weights to 0, which protect would not let it do'):
+      protect(sparsify(optax.sgd(0.1), updater, key=jax.random.key(0)))
   with pytest.raises(ValueError, match='what sparsify or protect makes stands outermost'):
     target_propagation(tx, REPARAM)
   with pytest.raises(ValueError, match='put protect around it, not inside'):
