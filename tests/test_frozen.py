@@ -43,6 +43,8 @@ def test_gradients_are_those_of_jax_and_zero_where_frozen():
   assert skipping._cache_size() == 1
   with pytest.raises(ValueError, match='trainable and the parameters differ in structure'):
     skipping(THETA, {'conv': trainable['conv']}, X, target)
+  with pytest.raises(ValueError, match=r'trainable has one bool for each leaf, jax.tree.map\(jnp.any, free\); got bool \('):
+    skipping(THETA, jax.tree.map(lambda x: jnp.ones(x.shape, bool), THETA), X, target)
 
 
 def test_the_products_for_weights_stand_in_branches():
