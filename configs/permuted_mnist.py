@@ -3,8 +3,9 @@
 Our protocol: a 784-100-100-10 network with outputs shared by all tasks, 5 epochs (4,580 steps at batch 60) for each task, SGD
 with momentum 0.9 under a cosine with warm-up that begins anew with each. PackNet and EfficientPackNet train the last fifth of
 them under the mask of the task, which they are told in testing; EfficientPackNet wants 98 % of the validation accuracy of all
-weights. RATES and STRENGTHS are what METHOD_tuning chose on the validation images of five tasks, with a seed of its own, from
-GRID and STRENGTH_GRID. All seeds of the runs see the same permutations, those of continual.sequence_seed.
+weights. RATES and STRENGTHS are what METHOD_tuning chose on the validation images, with a seed of its own: of ten tasks, from
+LOWER_GRID and LOWER_STRENGTHS, where a task can undo what another learned; of five tasks, from GRID, where it cannot (INDEPENDENT).
+All seeds of the runs see the same permutations, those of continual.sequence_seed.
 
   python -m experiments.main --config=configs/permuted_mnist.py:ewc --workdir=runs/permuted_mnist/ewc
   python -m experiments.main --config=configs/permuted_mnist.py:ewc_tuning --workdir=runs/permuted_mnist/ewc_tuning
@@ -13,7 +14,7 @@ GRID and STRENGTH_GRID. All seeds of the runs see the same permutations, those o
 
 5 networks, or with masks 15 networks (5 seeds × α ∈ {1, 2, 3}); to choose rates 4 networks, where strengths or powers are
 chosen as well 12 networks; so for each of ALGORITHMS. Of packnet and efficient_packnet also METHOD_hundred, a hundred tasks and
-9 networks; METHOD_left and METHOD_zero, where free weights go on from where they are, or from 0, in place of new ones.
+6 networks (3 seeds × α ∈ {1, 2}); METHOD_left and METHOD_zero, where free weights go on from where they are, or from 0, in place of new ones.
 `python -m experiments.suite --config=configs/permuted_mnist.py --workdir=runs/permuted_mnist` runs all methods and lays them side
 by side. Times are in run.json beside the results.
 """
@@ -22,6 +23,7 @@ from configs import base
 ALGORITHMS = ('fine_tune', 'separate', 'joint', 'ewc', 'ewc_online', 'synaptic_intelligence', 'replay', 'a_gem', 'packnet',
               'efficient_packnet')
 PACKS = ALGORITHMS[-2:]
+INDEPENDENT = ('separate', *PACKS)   # what a task has learned stays as it is
 VARIANTS = (*ALGORITHMS, *(f'{a}_tuning' for a in ALGORITHMS),
             *(f'{a}_{how}' for a in PACKS for how in ('hundred', 'left', 'zero')))
 ALPHAS = (1.0, 2.0, 3.0)
@@ -30,6 +32,8 @@ RATES = {'fine_tune': (0.01,), 'separate': (0.1,), 'joint': (0.03,), 'ewc': (0.1
          'synaptic_intelligence': (0.03,), 'replay': (0.03,), 'a_gem': (0.01,), 'packnet': (0.1, 0.1, 0.03),
          'efficient_packnet': (0.1, 0.1, 0.03)}   # of α = 1, or of ALPHAS
 STRENGTH_GRID = {'ewc': (3.0, 30.0, 300.0), 'ewc_online': (3.0, 30.0, 300.0), 'synaptic_intelligence': (0.01, 0.1, 1.0)}
+LOWER_GRID = (0.003, 0.01, 0.03, 0.1)
+LOWER_STRENGTHS = STRENGTH_GRID | {'synaptic_intelligence': (0.001, 0.01, 0.1)}
 STRENGTHS = {'ewc': 30.0, 'ewc_online': 30.0, 'synaptic_intelligence': 0.01}
 
 
@@ -41,12 +45,15 @@ def get_config(variant: str = 'ewc'):
   config = method(settings(base.get_config()), algorithm, variant == f'{algorithm}_tuning')
   config.name = f'permuted_mnist_{variant}'
   config.title = 'Permuted images'
-  if variant.endswith('_tuning'):
+  if variant.endswith('_tuning') and algorithm in INDEPENDENT:
     config.continual.tasks = 5
     if algorithm == 'packnet':
       config.continual.share = 0.1   # of ten tasks, whose rates these are
+  elif variant.endswith('_tuning'):
+    config.sweep.learning_rate, config.sweep.penalty = LOWER_GRID, LOWER_STRENGTHS.get(algorithm, (0.0,))
   if variant.endswith('_hundred'):
-    config.sweep.seed, config.continual.tasks, config.continual.matrix_every = (0, 1, 2), 100, 10
+    config.sweep.seed, config.sweep.alpha, config.alpha_rates = (0, 1, 2), ALPHAS[:2], RATES[algorithm][:2]
+    config.continual.tasks, config.continual.matrix_every = 100, 10
   if variant.endswith(('_left', '_zero')):
     config.continual.reinitialise = variant.rpartition('_')[2]
   return config

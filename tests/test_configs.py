@@ -241,9 +241,14 @@ def continual_changes(name, variant):
   if how == 'tuning':
     found |= {'sweep.seed': (5,), 'alpha_rates': (), 'sweep.learning_rate': (0.01, 0.03, 0.1, 0.2),
               'sweep.penalty': strengths.get(algorithm, (0.0,))}
-    found |= {'continual.tasks': 5, 'continual.share': 0.1 if algorithm == 'packnet' else 0.0} if permuted else {}
+    if permuted and (packs or algorithm == 'separate'):
+      found |= {'continual.tasks': 5, 'continual.share': 0.1 if algorithm == 'packnet' else 0.0}
+    elif permuted:
+      found |= {'sweep.learning_rate': (0.003, 0.01, 0.03, 0.1)}
+      found |= {'sweep.penalty': (0.001, 0.01, 0.1)} if algorithm == 'synaptic_intelligence' else {}
   if how == 'hundred':
-    found |= {'sweep.seed': (0, 1, 2), 'continual.tasks': 100, 'continual.matrix_every': 10}
+    found |= {'sweep.seed': (0, 1, 2), 'sweep.alpha': (1, 2), 'alpha_rates': found['alpha_rates'][:2], 'continual.tasks': 100,
+              'continual.matrix_every': 10}
   return found | ({'continual.reinitialise': how} if how in ('left', 'zero') else {})
 
 
