@@ -4,8 +4,8 @@ Our protocol: a 784-100-100-10 network with outputs shared by all tasks, 5 epoch
 with momentum 0.9 under a cosine with warm-up that begins anew with each. PackNet and EfficientPackNet train the last fifth of
 them under the mask of the task, which they are told in testing; EfficientPackNet wants 98 % of the validation accuracy of all
 weights. RATES and STRENGTHS are what METHOD_tuning chose on the validation images, with a seed of its own: of ten tasks, from
-LOWER_GRID and LOWER_STRENGTHS, where a task can undo what another learned; of five tasks, from GRID, where it cannot (INDEPENDENT).
-All seeds of the runs see the same permutations, those of continual.sequence_seed.
+LOWER_GRID and LOWER_STRENGTHS, where a task can undo what another learned; of five tasks, from GRID, where it cannot
+(INDEPENDENT). All seeds of the runs see the same permutations, those of continual.sequence_seed.
 
   python -m experiments.main --config=configs/permuted_mnist.py:ewc --workdir=runs/permuted_mnist/ewc
   python -m experiments.main --config=configs/permuted_mnist.py:ewc_tuning --workdir=runs/permuted_mnist/ewc_tuning
@@ -14,9 +14,9 @@ All seeds of the runs see the same permutations, those of continual.sequence_see
 
 5 networks, or with masks 15 networks (5 seeds × α ∈ {1, 2, 3}); to choose rates 4 networks, where strengths or powers are
 chosen as well 12 networks; so for each of ALGORITHMS. Of packnet and efficient_packnet also METHOD_hundred, a hundred tasks and
-6 networks (3 seeds × α ∈ {1, 2}); METHOD_left and METHOD_zero, where free weights go on from where they are, or from 0, in place of new ones.
-`python -m experiments.suite --config=configs/permuted_mnist.py --workdir=runs/permuted_mnist` runs all methods and lays them side
-by side. Times are in run.json beside the results.
+6 networks (3 seeds × α ∈ {1, 2}); METHOD_left and METHOD_zero, where free weights go on from where they are, or from 0, in place
+of new ones. `python -m experiments.suite --config=configs/permuted_mnist.py --workdir=runs/permuted_mnist` runs all methods and
+lays them side by side. Times are in run.json beside the results.
 """
 from configs import base
 

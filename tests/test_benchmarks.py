@@ -71,6 +71,16 @@ def test_both_ways_of_reading_a_photograph_see_the_same():
     assert abs(ours.mean() - theirs.mean()) < 1
 
 
+def test_tensorflow_reads_the_same_where_it_is_installed():
+  for package in ('tensorflow', 'PIL', 'simplejpeg', 'cv2'):
+    pytest.importorskip(package)
+  files, boxes = photographs.make(2), [jpeg.Box(10, 20, 300, 400), jpeg.Box(100, 50, 224, 224)]
+  for pixels, data, box in zip(photographs.by_tensorflow(files, boxes)(), files, boxes, strict=True):
+    ours = np.float64(photographs.by_ours(data, box))
+    assert pixels.shape == (224, 224, 3) and np.corrcoef(ours.ravel(), np.float64(pixels).ravel())[0, 1] > 0.99
+    assert abs(ours.mean() - pixels.mean()) < 2   # its cast cuts fractions off
+
+
 def test_every_function_has_its_turns_in_alternating_order():
   called = []
   times = take_turns({'a': lambda: called.append('a'), 'b': lambda: called.append('b')}, rounds=3)
