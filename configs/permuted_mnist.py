@@ -9,14 +9,13 @@ LOWER_GRID and LOWER_STRENGTHS, where a task can undo what another learned; of f
 
   python -m experiments.main --config=configs/permuted_mnist.py:ewc --workdir=runs/permuted_mnist/ewc
   python -m experiments.main --config=configs/permuted_mnist.py:ewc_tuning --workdir=runs/permuted_mnist/ewc_tuning
-  python -m experiments.main --config=configs/permuted_mnist.py:efficient_packnet_hundred --workdir=runs/permuted_mnist/hundred
   python -m experiments.main --config=configs/permuted_mnist.py:efficient_packnet_zero --workdir=runs/permuted_mnist/zero
 
 5 networks, or with masks 15 networks (5 seeds × α ∈ {1, 2, 3}); to choose rates 4 networks, where strengths or powers are
-chosen as well 12 networks; so for each of ALGORITHMS. Of packnet and efficient_packnet also METHOD_hundred, a hundred tasks and
-6 networks (3 seeds × α ∈ {1, 2}); METHOD_left and METHOD_zero, where free weights go on from where they are, or from 0, in place
-of new ones. `python -m experiments.suite --config=configs/permuted_mnist.py --workdir=runs/permuted_mnist` runs all methods and
-lays them side by side. Times are in run.json beside the results.
+chosen as well 12 networks; so for each of ALGORITHMS. Of packnet and efficient_packnet also METHOD_left and METHOD_zero, where
+free weights go on from where they are, or from 0, in place of new ones. `python -m experiments.suite` with
+`--config=configs/permuted_mnist.py --workdir=runs/permuted_mnist` runs all methods and lays them side by side. Times are in
+run.json beside the results. A hundred tasks: permuted_hundred.py.
 """
 from configs import base
 
@@ -25,7 +24,7 @@ ALGORITHMS = ('fine_tune', 'separate', 'joint', 'ewc', 'ewc_online', 'synaptic_i
 PACKS = ALGORITHMS[-2:]
 INDEPENDENT = ('separate', *PACKS)   # what a task has learned stays as it is
 VARIANTS = (*ALGORITHMS, *(f'{a}_tuning' for a in ALGORITHMS),
-            *(f'{a}_{how}' for a in PACKS for how in ('hundred', 'left', 'zero')))
+            *(f'{a}_{how}' for a in PACKS for how in ('left', 'zero')))
 ALPHAS = (1.0, 2.0, 3.0)
 GRID = (0.01, 0.03, 0.1, 0.2)
 RATES = {'fine_tune': (0.01,), 'separate': (0.1,), 'joint': (0.03,), 'ewc': (0.1,), 'ewc_online': (0.03,),
@@ -38,7 +37,7 @@ STRENGTHS = {'ewc': 30.0, 'ewc_online': 30.0, 'synaptic_intelligence': 0.01}
 
 
 def get_config(variant: str = 'ewc'):
-  """`variant`: a method, or a method and '_tuning', '_hundred', '_left' or '_zero'."""
+  """`variant`: a method, or a method and '_tuning', '_left' or '_zero'."""
   if variant not in VARIANTS:
     raise base.unknown('permuted_mnist', variant, VARIANTS)
   algorithm = next(a for a in sorted(ALGORITHMS, key=len, reverse=True) if variant == a or variant.startswith(f'{a}_'))
@@ -51,9 +50,6 @@ def get_config(variant: str = 'ewc'):
       config.continual.share = 0.1   # of ten tasks, whose rates these are
   elif variant.endswith('_tuning'):
     config.sweep.learning_rate, config.sweep.penalty = LOWER_GRID, LOWER_STRENGTHS.get(algorithm, (0.0,))
-  if variant.endswith('_hundred'):
-    config.sweep.seed, config.sweep.alpha, config.alpha_rates = (0, 1, 2), ALPHAS[:2], RATES[algorithm][:2]
-    config.continual.tasks, config.continual.matrix_every = 100, 10
   if variant.endswith(('_left', '_zero')):
     config.continual.reinitialise = variant.rpartition('_')[2]
   return config

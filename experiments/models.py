@@ -240,6 +240,7 @@ def is_weight_or_bias(name: str, leaf: Any) -> bool:
 MODELS: dict[str, Callable[[int, float], Model]] = {
     'lenet_300_100': lenet_300_100,
     'mlp_100_100': functools.partial(mlp, (100, 100)),
+    'mlp_500_500': functools.partial(mlp, (500, 500)),
     'mlp_2000_2000': functools.partial(mlp, (2000, 2000)),
     'lenet_5': lenet_5,
     'conv_16_32_64': functools.partial(conv_net, (16, 32, 64)),

@@ -22,6 +22,7 @@ from configs import (
   imagenet,
   mnist_lenet5,
   mnist_sparse,
+  permuted_hundred,
   permuted_mnist,
   split_mnist,
   sweeps,
@@ -70,8 +71,8 @@ ALL = [(name, *arguments) for name in NAMES for arguments in variants(name)]
 
 
 IMAGES = {'mnist': (28, 28, 1), 'fashion_mnist': (28, 28, 1), 'cifar10': (32, 32, 3), 'cifar100': (32, 32, 3)}
-CONTINUAL = ('mixed_images', 'permuted_mnist', 'rotated_mnist', 'split_cifar10', 'split_cifar100', 'split_fashion_mnist',
-             'split_mnist')
+CONTINUAL = ('mixed_images', 'permuted_mnist', 'permuted_hundred', 'rotated_mnist', 'split_cifar10', 'split_cifar100',
+             'split_fashion_mnist', 'split_mnist')
 STREAMED = 'imagenet', 'imagenette'
 
 
@@ -137,7 +138,7 @@ def test_docstring_tells_the_command_of_every_variant(name):
   configs = [load(name, *([variant] if variant else [])).to_dict() for variant in shown]
   assert default in configs
   if hasattr(module_of(name), 'ALGORITHMS'):   # the commands of one algorithm stand for all
-    wanted = (['ewc', 'ewc_tuning', 'efficient_packnet_hundred', 'efficient_packnet_zero'] if name == 'permuted_mnist'
+    wanted = (['ewc', 'ewc_tuning', 'efficient_packnet_zero'] if name == 'permuted_mnist'
               else ['packnet', 'packnet_tuning'] if name in CONTINUAL else ['gradual', 'gradual_tuning'])
     assert shown == wanted and 'so for each of ALGORITHMS' in module_of(name).__doc__
     return
@@ -223,20 +224,22 @@ SEQUENCE = {
   'split_fashion_mnist': TWO_BY_TWO | {'steps': 370, 'dataset': 'fashion_mnist'},
   'mixed_images': {'continual.sequence': 'mixed', 'continual.scenario': 'task', 'continual.tasks': 3}}
 PHOTOGRAPHS = TWO_BY_TWO | {'train_images': 45_000, 'batch_size': 125, 'steps': 720, 'augment': 'crop_and_flip'}
+SEQUENCE['permuted_hundred'] = {'model': 'mlp_500_500', 'steps': 916}
 SEQUENCE['split_cifar10'] = PHOTOGRAPHS | {'dataset': 'cifar10', 'model': 'conv_16_32_64'}
 SEQUENCE['split_cifar100'] = PHOTOGRAPHS | {'dataset': 'cifar100', 'model': 'alexnet_small', 'continual.tasks': 10}
 
 
 def continual_changes(name, variant):
   """One of the sequences, and one of the methods."""
-  algorithm = re.sub('_(tuning|hundred|left|zero)$', '', variant)
+  algorithm = re.sub('_(tuning|left|zero)$', '', variant)
   how = variant.removeprefix(algorithm).lstrip('_')
   packs, permuted = algorithm in ('packnet', 'efficient_packnet'), name == 'permuted_mnist'
   strengths = {'ewc': (3, 30, 300), 'ewc_online': (3, 30, 300), 'synaptic_intelligence': (0.01, 0.1, 1)}
-  own = split_mnist if name == 'split_mnist' else permuted_mnist
+  own = {'split_mnist': split_mnist, 'permuted_hundred': permuted_hundred}.get(name, permuted_mnist)
+  strength = getattr(own, 'STRENGTHS', permuted_mnist.STRENGTHS).get(algorithm, 0.0)
   found = {'protocol': 'continual', 'model': 'mlp_100_100', 'steps': 4_580, 'schedule': 'cosine', 'report': ('continual',),
            'sweep.optimizer': ('momentum',), 'sweep.alpha': (1, 2, 3) if packs else (1,), 'sweep.algorithm': (algorithm,),
-           'sweep.seed': (0, 1, 2, 3, 4) if permuted else (0, 1, 2), 'sweep.penalty': (own.STRENGTHS.get(algorithm, 0.0),),
+           'sweep.seed': (0, 1, 2, 3, 4) if permuted else (0, 1, 2), 'sweep.penalty': (strength,),
            'checkpoint_epochs': 10, 'alpha_rates': own.RATES[algorithm]} | SEQUENCE[name]
   if how == 'tuning':
     found |= {'sweep.seed': (5,), 'alpha_rates': (), 'sweep.learning_rate': (0.01, 0.03, 0.1, 0.2),
@@ -246,9 +249,10 @@ def continual_changes(name, variant):
     elif permuted:
       found |= {'sweep.learning_rate': (0.003, 0.01, 0.03, 0.1)}
       found |= {'sweep.penalty': (0.001, 0.01, 0.1)} if algorithm == 'synaptic_intelligence' else {}
-  if how == 'hundred':
-    found |= {'sweep.seed': (0, 1, 2), 'sweep.alpha': (1, 2), 'alpha_rates': found['alpha_rates'][:2], 'continual.tasks': 100,
-              'continual.matrix_every': 10}
+  if name == 'permuted_hundred':
+    found |= {'sweep.alpha': (1, 2), 'continual.matrix_every': 10}
+    found |= ({'continual.tasks': 20, 'continual.share': 0.01 if algorithm == 'packnet' else 0.0} if how == 'tuning' else
+              {'sweep.seed': (0, 1, 2), 'continual.tasks': 100})
   return found | ({'continual.reinitialise': how} if how in ('left', 'zero') else {})
 
 
@@ -308,6 +312,7 @@ def changes(which):
 
 RATES_OF = {'mnist_sparse': mnist_sparse.RATES, 'cifar_sparse': cifar_sparse.RATES, 'cifar_resnet': cifar_resnet.RATES,
             'mnist_lenet5': mnist_lenet5.RATES, 'split_mnist': split_mnist.RATES, 'permuted_mnist': permuted_mnist.RATES,
+            'permuted_hundred': permuted_hundred.RATES,
             'mnist_entry_rates': {name: rates[1:] for name, rates in mnist_sparse.RATES.items()},
             'cifar_entry_rates': {name: rates[1:] for name, rates in cifar_sparse.RATES.items()},
             '.': {'cifar_figure2': cifar_figure2.RATES}}

@@ -23,6 +23,7 @@ GREY, COLOUR = (28, 28, 1), (32, 32, 3)
 PARAMETERS = {
   ('lenet_300_100', GREY): 266_610,
   ('mlp_100_100', GREY): 89_610,        # 78,500 + 10,100 + 1,010
+  ('mlp_500_500', GREY): 648_010,       # 392,500 + 250,500 + 5,010
   ('mlp_2000_2000', GREY): 5_592_010,   # 1,570,000 + 4,002,000 + 20,010
   ('lenet_5', GREY): 431_080,           # 520 + 25,050 + 400,500 + 5,010
   ('lenet_5', COLOUR): 657_080,         # 1,520 + 25,050 + 625,500 + 5,010
@@ -37,8 +38,8 @@ PARAMETERS = {
   ('resnet_50_eighth', COLOUR): 376_722,
 }
 LAYERS = {  # convolutional and dense ones, 1×1 shortcuts included
-  'lenet_300_100': 3, 'mlp_100_100': 3, 'mlp_2000_2000': 3, 'lenet_5': 4, 'conv_16_32_64': 4, 'conv_32_64_128': 4,
-  'alexnet_small': 8,
+  'lenet_300_100': 3, 'mlp_100_100': 3, 'mlp_500_500': 3, 'mlp_2000_2000': 3, 'lenet_5': 4, 'conv_16_32_64': 4,
+  'conv_32_64_128': 4, 'alexnet_small': 8,
   'resnet_20': 20, 'resnet_18': 21, 'wide_resnet_22_2': 23, 'wide_resnet_16_8': 17,
   'resnet_50': 54, 'resnet_50_eighth': 54,   # 1 + 16 · 3 + 4 + 1
 }

@@ -1,0 +1,32 @@
+"""Permuted MNIST with a hundred tasks: PackNet, which is told of the hundred, against EfficientPackNet, which is not.
+
+Our protocol: a 784-500-500-10 network (647,000 weights) with outputs shared by all tasks, one epoch (916 steps at batch 60) for
+each task, of which the last fifth under its mask, and all else as in permuted_mnist.py. The network of 100 and 100 units there is
+full after some ten tasks. RATES are what METHOD_tuning chose on the validation images of the first twenty tasks, with a seed of
+its own, from permuted_mnist's GRID; PackNet has a hundredth of the weights for each task there as well.
+
+  python -m experiments.main --config=configs/permuted_hundred.py:packnet --workdir=runs/permuted_hundred/packnet
+  python -m experiments.main --config=configs/permuted_hundred.py:packnet_tuning --workdir=runs/permuted_hundred/packnet_tuning
+
+6 networks (3 seeds × α ∈ {1, 2}), to choose rates 8 networks; so for each of ALGORITHMS, and by `python -m experiments.suite` for
+all. Times are in run.json beside the results.
+"""
+from configs import base, permuted_mnist
+
+ALGORITHMS = permuted_mnist.PACKS
+RATES = {'packnet': (0.03, 0.1), 'efficient_packnet': (0.03, 0.1)}   # of α = 1 and 2
+
+
+def get_config(variant: str = 'packnet'):
+  """`variant`: a method, or a method and '_tuning'."""
+  algorithm, tuning = base.algorithm_of('permuted_hundred', variant, ALGORITHMS)
+  config = permuted_mnist.method(permuted_mnist.settings(base.get_config()), algorithm, tuning, RATES)
+  config.name = f'permuted_hundred_{variant}'
+  config.title = 'A hundred permutations'
+  config.model, config.steps, config.sweep.alpha = 'mlp_500_500', 916, (1.0, 2.0)
+  if tuning:
+    config.continual.tasks, config.continual.share = 20, 0.01 if algorithm == 'packnet' else 0.0
+  else:
+    config.sweep.seed, config.continual.tasks = (0, 1, 2), 100
+  config.continual.matrix_every = 10
+  return config
