@@ -3,7 +3,7 @@
 Our protocol: a 784-500-500-10 network (647,000 weights) with outputs shared by all tasks, one epoch (916 steps at batch 60) for
 each task, of which the last fifth under its mask, and all else as in permuted_mnist.py. The network of 100 and 100 units there is
 full after some ten tasks. RATES are what METHOD_tuning chose on the validation images of the first twenty tasks, with a seed of
-its own, from permuted_mnist's GRID; PackNet has a hundredth of the weights for each task there as well.
+its own, from GRID; PackNet has a hundredth of the weights for each task there as well.
 
   python -m experiments.main --config=configs/permuted_hundred.py:packnet --workdir=runs/permuted_hundred/packnet
   python -m experiments.main --config=configs/permuted_hundred.py:packnet_tuning --workdir=runs/permuted_hundred/packnet_tuning
@@ -14,6 +14,7 @@ all. Times are in run.json beside the results.
 from configs import base, permuted_mnist
 
 ALGORITHMS = permuted_mnist.PACKS
+GRID = (0.03, 0.1, 0.2, 0.4)
 RATES = {'packnet': (0.03, 0.1), 'efficient_packnet': (0.03, 0.1)}   # of α = 1 and 2
 
 
@@ -25,6 +26,7 @@ def get_config(variant: str = 'packnet'):
   config.title = 'A hundred permutations'
   config.model, config.steps, config.sweep.alpha = 'mlp_500_500', 916, (1.0, 2.0)
   if tuning:
+    config.sweep.learning_rate = GRID
     config.continual.tasks, config.continual.share = 20, 0.01 if algorithm == 'packnet' else 0.0
   else:
     config.sweep.seed, config.continual.tasks = (0, 1, 2), 100

@@ -27,8 +27,8 @@ VARIANTS = (*ALGORITHMS, *(f'{a}_tuning' for a in ALGORITHMS),
             *(f'{a}_{how}' for a in PACKS for how in ('left', 'zero')))
 ALPHAS = (1.0, 2.0, 3.0)
 GRID = (0.01, 0.03, 0.1, 0.2)
-RATES = {'fine_tune': (0.01,), 'separate': (0.1,), 'joint': (0.03,), 'ewc': (0.1,), 'ewc_online': (0.03,),
-         'synaptic_intelligence': (0.03,), 'replay': (0.03,), 'a_gem': (0.01,), 'packnet': (0.1, 0.1, 0.03),
+RATES = {'fine_tune': (0.003,), 'separate': (0.1,), 'joint': (0.03,), 'ewc': (0.1,), 'ewc_online': (0.03,),
+         'synaptic_intelligence': (0.03,), 'replay': (0.01,), 'a_gem': (0.003,), 'packnet': (0.1, 0.1, 0.03),
          'efficient_packnet': (0.1, 0.1, 0.03)}   # of α = 1, or of ALPHAS
 STRENGTH_GRID = {'ewc': (3.0, 30.0, 300.0), 'ewc_online': (3.0, 30.0, 300.0), 'synaptic_intelligence': (0.01, 0.1, 1.0)}
 LOWER_GRID = (0.003, 0.01, 0.03, 0.1)
