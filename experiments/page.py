@@ -40,7 +40,7 @@ def page(run: Run, shown: Sequence[Shown]) -> str:
             'Finished': record['finished'],
             'Versions': ', '.join(f'{name} {version}' for name, version in record['versions'].items())}
   continual = config.get('protocol') == 'continual'
-  summary = (f'{nets} network{"s" if nets > 1 else ""} on {word(config["dataset"])}, '
+  summary = (f'{nets} network{"s" if nets > 1 else ""} on {_data(config)}, '
              + (f'{config["continual"]["tasks"]} tasks one after another, ' if continual else '')
              + f'{config["steps"]:,} steps {"of each task" if continual else "each"} at batch size {config["batch_size"]}.')
   texts = AFTER_TASKS if continual else AFTER_TRAINING
@@ -68,7 +68,13 @@ def _is_short(config: Mapping[str, Any]) -> bool:
 
 def _title(config: Mapping[str, Any]) -> str:
   short = ' (short run)' if _is_short(config) else ''
-  return f'{config.get("title") or config["name"]} on {word(config["dataset"])}{short}'
+  return f'{config.get("title") or config["name"]} on {_data(config)}{short}'
+
+
+def _data(config: Mapping[str, Any]) -> str:
+  if config.get('protocol') == 'continual' and config['continual']['sequence'] == 'mixed':   # has data sets of its own
+    return ', '.join(map(word, config['continual']['datasets']))
+  return word(config['dataset'])
 
 
 def _short(config: Mapping[str, Any]) -> str:

@@ -240,7 +240,20 @@ def table(rows: Sequence[Row], densities: Sequence[float] = DENSITIES) -> str:
     densities: shares of weights kept, of which the nearest that the rows have are shown.
   """
   what = ('after all tasks, their mean' if all('forgetting' in row for row in rows) else 'by weights kept')
-  return f'Test accuracy (%) {what}, mean ± sd over n networks:\n\n' + markdown(accuracy_table(rows, densities))
+  lost = diverged(rows)
+  return (f'Test accuracy (%) {what}, mean ± sd over n networks:\n\n' + markdown(accuracy_table(rows, densities))
+          + (f'\n\n{lost}' if lost else ''))
+
+
+def diverged(rows: Sequence[Row]) -> str:
+  """Which groups have networks without an accuracy after several tasks; '' where none has."""
+  if not all('forgetting' in row for row in rows):
+    return ''
+  axes, told = varying(rows), []
+  for key, members in groups(rows, axes).items():
+    if lost := sum(not np.isfinite(row['test_accuracy']) for row in members):
+      told.append(f'{label_of(axes, key)}: {lost} of {len(members)}')
+  return f'Diverged, and in no mean: {"; ".join(told)}.' if told else ''
 
 
 def markdown(found: Table) -> str:
@@ -282,7 +295,8 @@ def accuracy_table(rows: Sequence[Row], densities: Sequence[float], always: Sequ
 
 def statistics_table(rows: Sequence[Row]) -> Table:
   """A line for each group; a column for each statistic of its networks, mean ± sd, shares in per cent."""
-  axes, names = varying(rows), [name for name in rows[0] if name not in NET]
+  axes = varying(rows)
+  names = [name for name in rows[0] if name not in NET and any(np.isfinite(row[name]) for row in rows)]
   lines = []
   for key, members in groups(rows, axes).items():
     found = [summarise((100 if name in PERCENT else 1) * row[name] for row in members) for name in names]

@@ -65,7 +65,7 @@ def check(config: ml_collections.ConfigDict) -> None:
        'a tuple of positive numbers')
   need(config.alpha_rates == () or (len(config.alpha_rates) == len(config.sweep.alpha)
                                     and all(is_number(r) and 0 < r < float('inf') for r in config.alpha_rates)), 'alpha_rates',
-       '(), or a positive number for each of sweep.alpha')
+       f'(), or a positive number for each of sweep.alpha, here {config.sweep.alpha}')
   need(config.alpha_rates == () or config.sweep.learning_rate == UNUSED_RATE, 'sweep.learning_rate',
        f'left at {UNUSED_RATE} where config.alpha_rates, here {config.alpha_rates}, has the rates')
   for key in ('steps', 'batch_size', 'train_images', 'checkpoint_epochs', 'checkpoints_kept', 'prune.sampled_weights',

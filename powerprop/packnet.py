@@ -345,6 +345,10 @@ def end_task(memory: Memory, task: int | jax.Array, phi: Tree, fresh: Tree, scor
   weights = shared(memory, phi)
   counts = make_counts(weights, densities, layerwise)
 
+  # What is wrong with the rest is said before the search, by tracing it.
+  every = jax.tree.map(lambda x: jnp.ones(jnp.shape(x), bool), weights)
+  jax.eval_shape(lambda: reinitialise(remember(memory, task, every, phi), phi, fresh, how))
+
   def evaluate(mask: Tree) -> jax.Array:
     return score(masks.apply(mask, phi))
 
@@ -363,6 +367,8 @@ def end_task(memory: Memory, task: int | jax.Array, phi: Tree, fresh: Tree, scor
 
 
 def _check_search(dense_score: Any, gamma: Any) -> None:
+  if jnp.shape(dense_score) != ():
+    raise ValueError(f'a score is one number; all weights have an array of shape {jnp.shape(dense_score)}.')
   if not _traced(gamma) and not 0 <= float(gamma) <= 1:
     raise ValueError(f'gamma is a share of the dense score, in [0, 1]; got {gamma}.')
   if not _traced(dense_score) and float(dense_score) < 0:

@@ -84,7 +84,7 @@ def with_free(opt_state: Any, free: Tree) -> Any:
   """
   states = find_states(opt_state, ProtectState, 'protect')
   if len(states) != 1:
-    raise ValueError(f'with_free wants one protect in the state, got {len(states)}.')
+    raise ValueError(f'with_free wants one protect in the state, got {len(states)}; the optimiser is wrapped as protect(tx).')
 
   def absent(x: Any) -> bool:   # a leaf that optax.partition gives to another transformation
     return isinstance(x, optax.MaskedNode)
@@ -117,5 +117,8 @@ def average(ema: Tree, params: Tree, decay: float | jax.Array, free: Tree) -> Tr
       `keep(free, params, ema)`.
     decay: in [0, 1], traced or not.
     free: tree of bool, as for `with_free`.
+  Raises: ValueError for another decay.
   """
+  if not isinstance(decay, jax.core.Tracer) and not 0 <= decay <= 1:
+    raise ValueError(f'decay of an average is in [0, 1]; got {decay}.')
   return keep(free, jax.tree.map(lambda e, p: (e + (1 - decay) * (p - e)).astype(e.dtype), ema, params), ema)

@@ -47,6 +47,9 @@ def begin(params: Tree, slots: int = 8, where: Where = is_weight, rest: str = 'f
     raise ValueError(f'a memory has at least one slot, a whole number of them; got {slots!r}.')
   if rest not in ('frozen', 'own'):
     raise ValueError(f"rest is 'frozen' or 'own'; got {rest!r}.")
+  for name, which in (('where', where), ('heads', heads)):
+    if which is not None and not callable(which):
+      raise ValueError(f'{name} is a predicate of leaf name and leaf, as lambda name, leaf: ...; got {which!r}.')
 
   def kind(path: Any, x: Any) -> str:
     name = leaf_name(path)
@@ -182,6 +185,7 @@ class Capacity(NamedTuple):
 
 def capacity(memory: Memory, params: Tree) -> Capacity:
   """How full the network is. Counted in the packed bits: nothing of the size of the parameters is made."""
+  _check(memory, params)
   leaves, structure = jax.tree.flatten(memory.bits)
   sizes = [math.prod(jnp.shape(x)) for x in jax.tree.leaves(shared(memory, params))]
   size = sum(sizes)
@@ -258,6 +262,8 @@ def _known(memory: Memory, task: int | jax.Array) -> int | jax.Array:
 
 
 def _check(memory: Memory, tree: Tree) -> None:
+  if not isinstance(memory, Memory):
+    raise ValueError(f'a memory is what task_masks.begin makes; got a {type(memory).__name__}.')
   trees = [jax.tree.map(lambda x: 0, t, is_leaf=is_none) for t in (tree, memory.bits)]
   check_structure('the tree', trees[0], 'the memory', trees[1])
 

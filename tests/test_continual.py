@@ -15,9 +15,13 @@ import tiny
 from configs import base
 from experiments import report, train
 from experiments.checkpoint import Checkpoints
+from experiments.continual import figures as continual_figures
 from experiments.continual import problem, protocol, table
+from experiments.continual import results as continual_results
 from experiments.continual.methods import METHODS
 from experiments.errors import UserError
+from experiments.figures import Curve
+from experiments.workdir import write_csv
 
 STEPS, TASKS, SEEDS = 40, 3, 2
 GROUPS = [(2.0, 'fine_tune'), (2.0, 'efficient_packnet')]
@@ -205,7 +209,7 @@ def test_runs_side_by_side(finished, tmp_path):
   assert {path.name for path in paths} >= {'tasks.png', 'matrix.svg', 'mask_overlap.png', 'table.md'}
   lines = (tmp_path / 'table' / 'table.md').read_text().splitlines()
   assert [[cell.strip() for cell in line.split('|')[1:3]] for line in lines[4:]] == [
-    [method, run] for method in ('fine-tuning', 'EfficientPackNet') for run in (workdir.name, 'other')]
+    [method, '/'.join(run.parts[-2:])] for method in ('fine-tuning', 'EfficientPackNet') for run in (workdir, other)]
   with pytest.raises(UserError, match='a workdir is named twice'):
     table.write(tmp_path / 'table', [workdir, workdir])
   text = (other / 'config.json').read_text()
@@ -216,6 +220,35 @@ def test_runs_side_by_side(finished, tmp_path):
   (other / 'config.json').write_text(text.replace('"tasks": 3', '"tasks": 4'))
   with pytest.raises(UserError, match=r'other has other tasks than .*: tasks is 4 and 3\.'):
     table.write(tmp_path / 'table', [workdir, other])
+
+
+def test_networks_that_diverged_are_counted_out(finished, tmp_path):
+  """One of two of EfficientPackNet, and both of fine-tuning, made NaN in the files: figures, captions and table say so."""
+  workdir = shutil.copytree(finished[0], tmp_path / 'lost')
+  for name in ('results', 'matrix', 'statistics'):
+    rows = read(workdir / f'{name}.csv')
+    for row in rows:
+      if row['algorithm'] == 'fine_tune' or row['seed'] == '1':
+        row |= {key: 'nan' for key in row if key.endswith('accuracy') or key in (
+          'forgetting', 'backward_transfer', 'forward_transfer', 'learned', 'worst_task', 'tasks_found')}
+    write_csv(workdir / f'{name}.csv', rows)
+  run = report.read_run(workdir)
+  of = {one.stem: one for one in continual_results.shown(run)}
+  for stem in ('tasks', 'capacity'):   # one network is left: it has no spread
+    assert of[stem].caption.endswith('One network each: its spread is unknown. Networks that diverged, left out: 3.')
+  (legend,) = of['tasks'].figure.legends
+  assert [text.get_text() for text in legend.get_texts()] == ['fine-tuning: diverged', 'EfficientPackNet']
+  rows = [row for row in read(workdir / 'capacity.csv') if row['seed'] == '0']
+  (line,) = of['capacity'].figure.axes[0].get_lines()
+  np.testing.assert_allclose(line.get_ydata(), [100 * float(row['total']) for row in rows])
+  told = report.table(run.results).splitlines()
+  assert told[-1] == 'Diverged, and in no mean: fine-tuning: 2 of 2; EfficientPackNet: 1 of 2.'
+  assert 'diverged' not in (finished[0] / 'table.md').read_text().lower()
+
+
+def test_a_figure_of_networks_that_all_diverged():
+  figure = continual_figures.tasks_figure([Curve('EWC: diverged', *np.zeros((3, 0)))], 'Accuracy', 'n = 0')
+  assert [text.get_text() for text in figure.axes[0].texts] == ['all networks diverged']
 
 
 # ---- stopped and gone on with --------------------------------------------------------------------------------------

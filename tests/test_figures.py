@@ -334,5 +334,5 @@ def test_a_map_of_networks_that_diverged_says_so():
   known, lost = np.array([[90.0, np.nan], [80.0, 95.0]]), np.full((2, 2), np.nan)
   figure = maps_figure([Map('EWC, α = 1', known), Map('Synaptic Intelligence, α = 1', lost)], 'Task', 'Tasks learned', 'Accuracy')
   first, second = ([text.get_text() for text in ax.texts] for ax in figure.axes[:2])
-  assert first == ['90', '80', '95'] and second == ['diverged']
+  assert first == ['90.0', '80.0', '95.0'] and second == ['diverged']
   assert figure.axes[1].get_title().splitlines() == ['Synaptic Intelligence,', 'α\u00a0=\u00a01']

@@ -393,6 +393,24 @@ def test_an_end_that_is_not_good_enough_is_warned_of(life):
     jax.jit(lambda memory: packnet.begin_task(TX, memory, phi))(memory)
 
 
+def test_what_is_wrong_with_the_end_of_a_task_is_said_before_the_search(life):
+  memory, phi, _, _ = life[0]
+  def score(_):
+    raise AssertionError('searched')
+  slots = memory.here.shape[0]
+  for change, message in (({'task': slots}, f'task {slots} has no slot'),
+                          ({'how': 'anew'}, "how is 'fresh', 'left' or 'zero'; got 'anew'"),
+                          ({'fresh': {}}, 'fresh and phi differ in structure'),
+                          ({'memory': phi}, r'a memory is what task_masks\.begin makes; got a dict')):
+    given = {'memory': memory, 'task': 1, 'phi': phi, 'fresh': phi, 'score': score, 'densities': [0.2, 0.5]} | change
+    with pytest.raises(ValueError, match=message):
+      packnet.end_task(**given)
+  with pytest.raises(ValueError, match=r'a score is one number; all weights have an array of shape \(3,\)'):
+    packnet.end_task(memory, 1, phi, phi, lambda p: jnp.ones(3), [0.2, 0.5])
+  with pytest.raises(ValueError, match=r'a memory is what task_masks\.begin makes; got a dict'):
+    packnet.begin_task(TX, phi, memory)
+
+
 @pytest.mark.parametrize('how', ['fresh', 'left', 'zero'])
 def test_where_free_weights_begin(life, how):
   memory, phi, _, _ = life[0]

@@ -176,6 +176,13 @@ def test_around_an_updater_that_keeps_masked_weights():
   assert int(jnp.sum(powerprop.masked(state, after)['a']['w'] != 0)) == 15
 
 
+def test_decay_of_an_average_is_a_share():
+  tree = {'w': jnp.ones(2)}
+  for decay in (-0.1, 1.1, float('nan')):
+    with pytest.raises(ValueError, match=rf'decay of an average is in \[0, 1\]; got {decay}'):
+      protection.average(tree, tree, decay, {'w': jnp.ones(2, bool)})
+
+
 def test_averages_keep_protected_entries():
   """ema + (1 − d)(p − ema) against float64, with the bits of entries that are protected though the parameters differ there."""
   ema, expected = PHI, jax.tree.map(lambda x: np.asarray(x, np.float64), PHI)
@@ -205,7 +212,7 @@ def test_misuse_is_said_at_once():
   tx = protect(optax.adam(0.1))
   state = tx.init(PHI)
   assert isinstance(state, ProtectState) and all(f.all() for f in jax.tree.leaves(state.free))
-  with pytest.raises(ValueError, match='with_free wants one protect in the state, got 0'):
+  with pytest.raises(ValueError, match=r'wants one protect in the state, got 0; the optimiser is wrapped as protect\(tx\)'):
     with_free(optax.adam(0.1).init(PHI), FREE)
   named = optax.named_chain(('p', protect(optax.sgd(0.1))), ('d', optax.add_decayed_weights(0.1)))
   with pytest.raises(ValueError, match='something is chained after protect'):

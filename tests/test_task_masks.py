@@ -214,6 +214,8 @@ def test_misuse_is_said_at_once():
     task_masks.grow(memory, 1)
   with pytest.raises(ValueError, match='a memory has at least one slot, a whole number of them; got 0'):
     task_masks.begin(PARAMS, 0)
+  with pytest.raises(ValueError, match=r"heads is a predicate of leaf name and leaf, as lambda name, leaf: \.\.\.; got 'w'"):
+    task_masks.begin({'w': jnp.ones(3)}, heads='w')
   with pytest.raises(ValueError, match="rest is 'frozen' or 'own'; got 'thawed'"):
     task_masks.begin(PARAMS, rest='thawed')
   with pytest.raises(ValueError, match='tasks share none of these leaves'):

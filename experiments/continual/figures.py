@@ -39,9 +39,13 @@ def tasks_figure(curves: Sequence[Curve], y_label: str, note: str, whole: bool =
     ax.fill_between(curve.x, low, high, color=style['color'], alpha=0.2, linewidth=0)
     ax.plot(curve.x, curve.mean, **style)
   values = np.concatenate([np.concatenate([c.mean - np.nan_to_num(c.sd), c.mean + np.nan_to_num(c.sd)]) for c in curves])
-  low, high = (float(f(values)) if np.isfinite(values).any() else 0.0 for f in (np.nanmin, np.nanmax))
-  room = 0.04 * (high - low) + 0.1
-  ax.set(xlabel='Tasks learned', ylabel=y_label, ylim=(0 if whole else max(low - room, 0), min(high + room, 101)))
+  if not values.size:
+    ax.set(xlim=(0, 1), xticks=[])
+    ax.text(0.5, 0.5, 'all networks diverged', ha='center', va='center', color='0.3', transform=ax.transAxes)
+  low, high = (float(f(values)) if values.size else end for f, end in ((np.min, 0.0), (np.max, 100.0)))
+  low = 0.0 if whole else low
+  room = 0.04 * (high - low) + 0.1   # for half a marker
+  ax.set(xlabel='Tasks learned', ylabel=y_label, ylim=(low if whole else max(low - room, 0), high + room))
   ax.xaxis.set_major_locator(MaxNLocator(integer=True))
   legend(figure, {label: {**style, **({'marker': ''} if many else {})} for label, style in styles.items()}, note)
   return figure
@@ -69,13 +73,13 @@ def maps_figure(maps: Sequence[Map], x_label: str, y_label: str, scale_label: st
     image = ax.imshow(one.values, origin='lower', vmin=begin, vmax=end, cmap='viridis', aspect='auto',
                       extent=(0.5, one.values.shape[1] + 0.5, 0.5, one.values.shape[0] + 0.5))
     title = one.title.replace(' = ', '\u00a0=\u00a0')   # does not break there
-    ax.set_title(textwrap.fill(title, 25 if columns > 1 else 44), fontsize=7)
+    ax.set_title(textwrap.fill(title, 25 if columns > 1 else 44, break_long_words=False), fontsize=7)
     ax.xaxis.set_major_locator(MaxNLocator(5 if columns > 1 else 10, integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(5 if columns > 1 else 10, integer=True))
     if not np.isfinite(one.values).any():
       ax.text(0.5, 0.5, 'diverged', ha='center', va='center', fontsize=7, color='0.3', transform=ax.transAxes)
     if one.values.shape[1] * columns <= 12:
-      _numbers(ax, one.values, begin, end)
+      _numbers(ax, one.values, begin, end, 1 if one.values.shape[1] * columns <= 10 else 0)
   for ax in axes.flat[len(maps):]:
     ax.set_axis_off()
   if axes.size > len(maps) and rows > 1:
@@ -87,11 +91,12 @@ def maps_figure(maps: Sequence[Map], x_label: str, y_label: str, scale_label: st
   return figure
 
 
-def _numbers(ax: Axes, values: np.ndarray, low: float, high: float) -> None:
+def _numbers(ax: Axes, values: np.ndarray, low: float, high: float, decimals: int) -> None:
   for (row, column), value in np.ndenumerate(values):
     if np.isfinite(value):
       bright = value > low + 0.6 * (high - low)
-      ax.text(column + 1, row + 1, f'{value:.0f}', ha='center', va='center', fontsize=6, color='black' if bright else 'white')
+      ax.text(column + 1, row + 1, f'{value:.{decimals}f}', ha='center', va='center', fontsize=6,
+              color='black' if bright else 'white')
 
 
 def mean_maps(found: Mapping[str, Sequence[np.ndarray]]) -> list[Map]:

@@ -31,16 +31,15 @@ def write(config: ml_collections.ConfigDict, tasks: sequences.Tasks, problems: S
       axes = {'alpha': float(p.group.axes['alpha']), 'seed': seed, 'learning_rate': float(str(own or rate)),
               **{axis: p.group.axes[axis] for axis in (*STATIC_AXES, 'sparsity')}, 'penalty': float(str(penalty))}
       one = jax.tree.map(lambda x, k=k: x[k], state)
-      told, among_all, validation, inferred = accuracies(p, one)
+      told, among_all, validation, inferred, found, by_gradient = accuracies(p, one)
       test = p.heads.headline((told, among_all))
       weights = sum(x.size for path, x in jax.tree_util.tree_leaves_with_path(one.trained.phi) if is_weight(leaf_name(path), x))
       kept, operations = weights, p.method.gradients
       if p.method.packs:
-        found, rows, shared = packs(p, one, tasks)
-        kept, weights = shared
-        operations = float(np.mean([row['training_operations'] for row in found]))
-        capacity += [axes | row for row in found]
-        overlap += [axes | row for row in rows]
+        of_tasks, of_pairs, (kept, weights) = packs(p, one, tasks)
+        operations = float(np.mean([row['training_operations'] for row in of_tasks]))
+        capacity += [axes | row for row in of_tasks]
+        overlap += [axes | row for row in of_pairs]
       matrix += [axes | {'after': t, 'task': j + 1, 'test_accuracy': test[t, j], 'class_accuracy': among_all[t, j]}
                  for (t, j), hits in np.ndenumerate(one.record.told) if hits >= 0]
       results.append(axes | {
@@ -52,8 +51,7 @@ def write(config: ml_collections.ConfigDict, tasks: sequences.Tasks, problems: S
           'forward_transfer': measures.forward_transfer(test)})
       statistics.append(axes | {
           'learned': float(np.diagonal(test[1:]).mean()), 'worst_task': float(test[-1].min()),
-          'tasks_found': float(inferred_share(p, one.record.found).mean()),
-          'tasks_found_by_gradient': float(np.where(one.record.by_gradient >= 0, one.record.by_gradient, np.nan).mean()),
+          'tasks_found': float(found.mean()), 'tasks_found_by_gradient': float(by_gradient.mean()),
           'training_operations': operations,
           'bytes_per_task': p.method.bytes_kept(p, one, image) / len(tasks.names),
           'network_bytes': sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(one.trained.phi))})
@@ -63,16 +61,17 @@ def write(config: ml_collections.ConfigDict, tasks: sequences.Tasks, problems: S
       workdirs.write_csv(workdir / f'{name}.csv', rows)
 
 
-def accuracies(p: Problem, s: State) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """Shares of the test images [T + 1, T], with the outputs of their own task and of all tasks, of the validation images [T], and
-  of some test images with the task inferred [T]. NaN where it was not looked at, and for networks of NaN, whose hits pass for a
-  tenth."""
+def accuracies(p: Problem, s: State) -> tuple[np.ndarray, ...]:
+  """Shares of the test images [T + 1, T], with the outputs of their own task and of all tasks; of the validation images [T]; of
+  some test images with the task inferred, and of those whose task was found [T]; and was it found by a gradient? [T] NaN where it
+  was not looked at, and for networks of NaN, whose hits pass for a tenth."""
   told, among_all = (share(x, p.parts['test']) for x in (s.record.told, s.record.among_all))
   if p.method.separate or p.heads.scenario == 'domain':   # which network or mask to take would have to be told; or it is the same
     among_all = np.full_like(among_all, np.nan)
-  found = told, among_all, share(s.record.validation, p.parts['validation']), inferred_share(p, s.record.inferred)
+  found = (told, among_all, share(s.record.validation, p.parts['validation']), inferred_share(p, s.record.inferred),
+           inferred_share(p, s.record.found), np.where(s.record.by_gradient >= 0, s.record.by_gradient, np.nan))
   finite = all(np.isfinite(x).all() for x in jax.tree.leaves(s.trained.phi))
-  return found if finite else tuple(np.full_like(x, np.nan) for x in found)   # type: ignore[return-value]
+  return found if finite else tuple(np.full_like(x, np.nan) for x in found)
 
 
 def share(hits: np.ndarray, part: sequences.Part) -> np.ndarray:

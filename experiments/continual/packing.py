@@ -137,9 +137,11 @@ def searched(p: Problem, n: Nets, s: State, task: Any) -> State:
     found = packnet.search_binary(score, choose, least, most, best, wanted.gamma, wanted.search_steps)
   else:
     found = packnet.search(score, choose, counts, best, wanted.gamma, side_by_side=not is_convolutional(phi))
-  reached = found.score if wanted.estimate == 'accuracy' else accuracy(found.mask)
+  # An estimate may choose a mask that is not good enough: that is told by the accuracy in any case.
+  reached, met = (found.score, found.met) if wanted.estimate == 'accuracy' else (accuracy(found.mask), None)
+  met = reached > wanted.gamma * dense if met is None else met
   return under(p, s, task, memory._replace(forward=found.mask, score=memory.score.at[task].set(reached),
-                                           dense=memory.dense.at[task].set(dense), met=memory.met.at[task].set(found.met)))
+                                           dense=memory.dense.at[task].set(dense), met=memory.met.at[task].set(met)))
 
 
 def counts_of(p: Problem, weights: Tree) -> Any:

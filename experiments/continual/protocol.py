@@ -229,11 +229,11 @@ def note(setting: Setting, metrics: workdirs.Metrics | None, progress: Progress,
 
 def warn_of_failed(setting: Setting, states: Sequence[State], task: int) -> None:
   """Of networks in which no mask was good enough."""
-  what = {'accuracy': 'accuracy', 'taylor': 'likelihood'}[setting.config.continual.estimate]
+  which = {'accuracy': 'even the densest mask', 'taylor': 'the mask that the estimate chose'}[setting.config.continual.estimate]
   for name, memory, count in _with_masks(setting, states):
     if failed := int(np.sum(~memory.met[:, task])):
-      warnings.warn(f'{name}: on task {task + 1} even the densest mask is not above gamma={setting.config.continual.gamma:g} '
-                    f'times the {what} of all weights in {failed} of {count}; it is kept.', stacklevel=2)
+      warnings.warn(f'{name}: on task {task + 1} {which} is not above gamma={setting.config.continual.gamma:g} times the '
+                    f'accuracy of all weights in {failed} of {count}; it is kept.', stacklevel=2)
 
 
 def warn_of_full(setting: Setting, states: Sequence[State], task: int) -> None:

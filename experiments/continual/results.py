@@ -1,6 +1,7 @@
 """The files of a run of the protocol 'continual', read and checked, and the figures and tables of its report."""
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,14 +48,19 @@ def shown(run: Run) -> Iterator[Shown]:
 def figures_of(rows: Sequence[Row], capacity: Sequence[Row], overlap: Sequence[Row], setting: str) -> Iterator[Shown]:
   """Accuracy against tasks; capacity against tasks; matrices of accuracies; overlaps of masks."""
   axes = told_apart(rows)
+  lost = {_net(row) for row in rows if not np.isfinite(row['test_accuracy'])}
+  capacity, overlap = ([row for row in some if _net(row) not in lost] for some in (capacity, overlap))
   nets = {key: [matrix_of(own, 'after', 'task', 'test_accuracy') for own in groups(some, NET).values()]
           for key, some in groups(rows, axes).items()}
   tasks = np.arange(1, next(iter(nets.values()))[0].shape[1] + 1)
   curves = [_curve(label_of(axes, key), tasks, [measures.averages(one) for one in some]) for key, some in nets.items()]
-  counts = span(len(some) for some in nets.values())
-  note = f'mean ± sd, n = {counts}' if counts != '1' else 'one network each'
+  known = [sum(_net(own[0]) not in lost for own in groups(some, NET).values()) for some in groups(rows, axes).values()]
+  curves = [curve._replace(label=f'{curve.label}: diverged') if not n else curve for curve, n in zip(curves, known, strict=True)]
+  counts = span([n for n in known if n] or [0])
+  note = f'mean ± sd, n = {counts}' if max(known) > 1 else 'one network each'
   spread = (f'Lines: means, bands: ± one standard deviation (n − 1), over n = {counts} networks that differ in their seed.'
-            if counts != '1' else 'One network each: its spread is unknown.')
+            if max(known) > 1 else 'One network each: its spread is unknown.')
+  spread += f' Networks that diverged, left out: {len(lost)}.' if lost else ''
   yield Shown('tasks', 'Accuracy against the number of tasks',
               f'Test accuracy, mean over the tasks learned so far; {setting} {spread}',
               figures.tasks_figure(curves, 'Mean test accuracy (%)', note))
@@ -81,6 +87,10 @@ def figures_of(rows: Sequence[Row], capacity: Sequence[Row], overlap: Sequence[R
     yield Shown('mask_overlap', 'Overlap of the masks of two tasks',
                 'Of the weights that either task uses, the share that both use (intersection over union), mean over networks.',
                 figures.maps_figure(figures.mean_maps(found), 'Task', 'Task', 'Overlap (%)', low=0.0))
+
+
+def _net(row: Row) -> tuple[Any, ...]:
+  return tuple(row.get(axis) for axis in (*NET, 'run'))
 
 
 def told_apart(rows: Sequence[Row]) -> list[str]:

@@ -3,7 +3,7 @@
   python -m experiments.continual.table --out=DIRECTORY WORKDIR [WORKDIR ...]
 
 Writes table.md and figures/ to --out and prints the table. Methods have the learning rate and strength of their runs; where two
-runs have the same method, it is shown by the names of their workdirs.
+runs have the same method, all are shown with the last two parts of their workdirs.
 """
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ def write(out: Path, workdirs: Sequence[Path]) -> list[Path]:
         if theirs[key] != ours[key]:
           raise UserError(f'{workdir} has other tasks than {workdirs[0]}: {key} is {theirs[key]!r} and {ours[key]!r}.')
   nets = [tuple(row[axis] for axis in NET) for row in gather(workdirs, read_results)]
-  names = [workdir.resolve().name for workdir in workdirs]
+  names = ['/'.join(workdir.resolve().parts[-2:]) for workdir in workdirs]   # the last part alone may be the name of a method
   told = () if len(set(nets)) == len(nets) else names if len(set(names)) == len(names) else [str(w) for w in workdirs]
   rows, matrix, capacity, overlap = (gather(workdirs, read, told) for read in (
       read_results, results.read_matrix, results.read_capacity, results.read_mask_overlap))
