@@ -89,8 +89,8 @@ def get_config() -> ml_collections.ConfigDict:
   #                                           'taylor' expansion from fisher_images, without evaluating it, which is too hopeful
   #                                           of sparse masks (RESULTS.md); `met` in capacity.csv is of its accuracy in any case
   config.continual.layerwise = False        # efficient_packnet: the same density in each layer, or one threshold for all?
-  config.continual.reinitialise = 'fresh'   # free weights before the next task: 'fresh', 'left' as they are, or 'zero', where α > 1
-  #                                           never moves them again: later tasks have what earlier ones use, and their outputs
+  config.continual.reinitialise = 'fresh'   # free weights before the next task: 'fresh', 'left' as they are, or 'zero', from
+  #                                           where α > 1 never moves them: later tasks have but what earlier ones use
   config.continual.rest = 'frozen'          # biases and BatchNorm of both: 'frozen' after the first task, or each task's 'own',
   #                                           for deep networks: weights that begin anew do not fit statistics of others
   config.continual.fisher_images = 500      # ewc, ewc_online: training images that the Fisher information is of; also of 'taylor'
