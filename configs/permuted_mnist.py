@@ -3,9 +3,9 @@
 Our protocol: a 784-100-100-10 network with outputs shared by all tasks, 5 epochs (4,580 steps at batch 60) for each task, SGD
 with momentum 0.9 under a cosine with warm-up that begins anew with each. PackNet and EfficientPackNet train the last fifth of
 them under the mask of the task, which they are told in testing; EfficientPackNet wants 98 % of the validation accuracy of all
-weights. RATES and STRENGTHS are what METHOD_tuning chose on the validation images, with a seed of its own: of ten tasks, from
-LOWER_GRID and LOWER_STRENGTHS, where a task can undo what another learned; of five tasks, from GRID, where it cannot
-(INDEPENDENT). All seeds of the runs see the same permutations, those of continual.sequence_seed.
+weights. RATES and STRENGTHS are what METHOD_tuning chose on the validation images of all ten tasks, with a seed of its own: from GRID of
+methods that train separate networks or masks, from LOWER_GRID and LOWER_STRENGTHS of those in which a task can undo what another
+learned. All seeds of the runs see the same permutations, those of continual.sequence_seed.
 
   python -m experiments.main --config=configs/permuted_mnist.py:ewc --workdir=runs/permuted_mnist/ewc
   python -m experiments.main --config=configs/permuted_mnist.py:ewc_tuning --workdir=runs/permuted_mnist/ewc_tuning
@@ -22,7 +22,7 @@ from configs import base
 ALGORITHMS = ('fine_tune', 'separate', 'joint', 'ewc', 'ewc_online', 'synaptic_intelligence', 'replay', 'a_gem', 'packnet',
               'efficient_packnet')
 PACKS = ALGORITHMS[-2:]
-INDEPENDENT = ('separate', *PACKS)   # what a task has learned stays as it is
+LASTING = ('separate', *PACKS)   # what a task has learned stays as it is
 VARIANTS = (*ALGORITHMS, *(f'{a}_tuning' for a in ALGORITHMS),
             *(f'{a}_{how}' for a in PACKS for how in ('left', 'zero')))
 ALPHAS = (1.0, 2.0, 3.0)
@@ -44,11 +44,7 @@ def get_config(variant: str = 'ewc'):
   config = method(settings(base.get_config()), algorithm, variant == f'{algorithm}_tuning')
   config.name = f'permuted_mnist_{variant}'
   config.title = 'Permuted images'
-  if variant.endswith('_tuning') and algorithm in INDEPENDENT:
-    config.continual.tasks = 5
-    if algorithm == 'packnet':
-      config.continual.share = 0.1   # of ten tasks, whose rates these are
-  elif variant.endswith('_tuning'):
+  if variant.endswith('_tuning') and algorithm not in LASTING:
     config.sweep.learning_rate, config.sweep.penalty = LOWER_GRID, LOWER_STRENGTHS.get(algorithm, (0.0,))
   if variant.endswith(('_left', '_zero')):
     config.continual.reinitialise = variant.rpartition('_')[2]

@@ -244,9 +244,7 @@ def continual_changes(name, variant):
   if how == 'tuning':
     found |= {'sweep.seed': (5,), 'alpha_rates': (), 'sweep.learning_rate': (0.01, 0.03, 0.1, 0.2),
               'sweep.penalty': strengths.get(algorithm, (0.0,))}
-    if permuted and (packs or algorithm == 'separate'):
-      found |= {'continual.tasks': 5, 'continual.share': 0.1 if algorithm == 'packnet' else 0.0}
-    elif permuted:
+    if permuted and not packs and algorithm != 'separate':
       found |= {'sweep.learning_rate': (0.003, 0.01, 0.03, 0.1)}
       found |= {'sweep.penalty': (0.001, 0.01, 0.1)} if algorithm == 'synaptic_intelligence' else {}
   if name == 'permuted_hundred':
