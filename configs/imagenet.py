@@ -13,6 +13,9 @@ Uniform keeps the first convolution dense, and biases and BatchNorm are never sp
 is the recipe of RigL's authors, and for gradual pruning of JaxPruner's. For α = 2 the rate is 16: the paper's is not known, 10
 times the rate was best for a ResNet-18 (RESULTS.md).
 
+STR learns its densities: its four cells are one and the same run until a --config.sweep.penalty, found by trial, is given for
+each sparsity.
+
 1 networks for each cell; seeds by --config.sweep.seed. Made for 8 GPUs or TPU cores of 80 GB in bfloat16, and not run here, for
 want of the data. configs/sweeps.py has the published numbers.
 """

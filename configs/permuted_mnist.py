@@ -3,9 +3,9 @@
 Our protocol: a 784-100-100-10 network with outputs shared by all tasks, 5 epochs (4,580 steps at batch 60) for each task, SGD
 with momentum 0.9 under a cosine with warm-up that begins anew with each. PackNet and EfficientPackNet train the last fifth of
 them under the mask of the task, which they are told in testing; EfficientPackNet wants 98 % of the validation accuracy of all
-weights. RATES and STRENGTHS are what METHOD_tuning chose on the validation images of all ten tasks, with a seed of its own: from GRID of
-methods that train separate networks or masks, from LOWER_GRID and LOWER_STRENGTHS of those in which a task can undo what another
-learned. All seeds of the runs see the same permutations, those of continual.sequence_seed.
+weights. RATES and STRENGTHS are what METHOD_tuning chose on the validation images of all ten tasks, with a seed of its own: from
+GRID for methods that train separate networks or masks, from LOWER_GRID and LOWER_STRENGTHS for those in which a task can undo
+what another has learned. All seeds of the runs see the same permutations, those of continual.sequence_seed.
 
   python -m experiments.main --config=configs/permuted_mnist.py:ewc --workdir=runs/permuted_mnist/ewc
   python -m experiments.main --config=configs/permuted_mnist.py:ewc_tuning --workdir=runs/permuted_mnist/ewc_tuning

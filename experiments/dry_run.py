@@ -39,6 +39,9 @@ def describe(config: ml_collections.ConfigDict) -> str:
       f'{flops.forward(setting.costs, plan[-1].forward) / config.batch_size:.3g} at the end',
       f'memory of each device: {state / 1e9:.3f} GB of parameters, optimiser state and masks, {gradients / 1e9:.3f} GB of '
       f'gradients, and the activations of {config.batch_size // devices} images']
+  if config.sweep.algorithm == ('soft_threshold',):
+    lines.append(f'densities are learned, and not those below: config.sweep.penalty, here {config.sweep.penalty[0]:g}, decides '
+                 'them, and is to be chosen for each sparsity')
   rows = [[name, str(setting.costs.sizes[name]), f'{100 * plan[-1].forward.get(name, 1.0):.2f}',
            f'{setting.costs.leaves[name] / config.batch_size:.3g}'] for name in weights_of(theta)]
   return '\n'.join(lines) + '\n\n' + markdown(

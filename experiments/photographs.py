@@ -1,4 +1,5 @@
 """The photographs of a run: opened by its config, shared between hosts, and the odd ones among them counted and named."""
+import importlib.util
 import pathlib
 import warnings
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from experiments.data.files import environment_root
 from experiments.errors import UserError
 from experiments.progress import say
 
+READERS = ('grain', 'simplejpeg', 'cv2')   # of the extra 'imagenet'
 NAMED = 4   # at most so many classes are named in an error
 
 
@@ -26,6 +28,8 @@ class Loads(NamedTuple):
 
 def open_images(config: ml_collections.ConfigDict) -> Loads:
   """Raises DataError where there are none; UserError for another number of classes, or classes that differ between the splits."""
+  if missing := [name for name in READERS if importlib.util.find_spec(name) is None]:
+    raise UserError(f"reading photographs takes {', '.join(missing)}: pip install -e '.[imagenet]'.")
   stream, around = config.stream, None if config.data_dir else environment_root()
   if not (config.data_dir or around):
     raise UserError(f'photographs are needed: --config.data_dir=DIRECTORY, or the folder {config.dataset} in $POWERPROP_DATA.')

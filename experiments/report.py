@@ -51,11 +51,17 @@ def main(argv: list[str]) -> None:
   for workdir in workdirs:
     if not workdir.is_dir():
       raise UserError(f'{workdir} is no directory; a run makes one, named by its --workdir.')
+  ended = [workdir for workdir in workdirs if (workdir / 'run.json').exists()]
+  if 0 < len(ended) < len(workdirs):   # the cells of a table end one after another
+    for workdir in workdirs:
+      if workdir not in ended:
+        print(f'{workdir} has not ended, and is left out.')
+    workdirs = ended
   names = [read_config(workdir)['name'] for workdir in workdirs]
   if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
     raise UserError(f'a workdir is named twice: {" ".join(argv[1:])}.')
   base = names
-  for told in ([workdir.resolve().name for workdir in workdirs], argv[1:]):
+  for told in ([workdir.resolve().name for workdir in workdirs], [str(workdir) for workdir in workdirs]):
     if len(set(names)) < len(names):
       names = [f'{name} ({which})' for name, which in zip(base, told, strict=True)]
   rows = []

@@ -21,8 +21,9 @@ import numpy as np
 
 from experiments.errors import UserError
 
-# Keys that change no number: a run may go on with other values. Data are held to their checksums wherever they lie.
-STREAM = ('workers', 'shards', 'log_steps', 'checkpoint_steps', 'evaluate_steps', 'profile_steps', 'peak_flops')
+# Keys that change no number: a run may go on with other values. Data are held to their checksums wherever they lie; what to do
+# with a damaged photograph makes a difference only where the run would else have ended, and is counted.
+STREAM = ('on_damage', 'workers', 'shards', 'log_steps', 'checkpoint_steps', 'evaluate_steps', 'profile_steps', 'peak_flops')
 WITHOUT_EFFECT = ('title', 'data_dir', 'checkpoint_epochs', 'checkpoints_kept', 'report', *(f'stream.{key}' for key in STREAM))
 
 PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'optax', 'numpy', 'ml_collections', 'orbax-checkpoint', 'matplotlib')

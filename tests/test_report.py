@@ -13,6 +13,7 @@ import pytest
 from made_runs import GRID, NAN, make_workdir, row, sweep
 
 from experiments import page, report, results
+from experiments.errors import UserError
 
 ROOT = pathlib.Path(report.__file__).parents[1]
 
@@ -270,6 +271,16 @@ def test_a_penalty_is_drawn_at_the_density_that_it_reached(tmp_path):
     np.testing.assert_allclose(points, [(10, 75), (40, 91)])
   low, high = shown.figure.axes[0].get_ylim()   # 75 ± 7.07 and 91 ± 1.41, and a little room
   assert 66 < low < 67.93 and 92.41 < high < 94
+
+
+def test_a_comparison_leaves_out_what_has_not_ended(tmp_path, capsys):
+  first, second = (make_workdir(tmp_path / name, sweep(), name=name) for name in ('first', 'second'))
+  (tmp_path / 'begun').mkdir()
+  report.main(['report', str(tmp_path / 'begun'), str(first), str(second)])
+  out = capsys.readouterr().out
+  assert f"{tmp_path / 'begun'} has not ended, and is left out." in out and '| first ' in out and '| second ' in out
+  with pytest.raises(UserError, match=r'begun/config\.json is missing'):   # alone it is no run
+    report.main(['report', str(tmp_path / 'begun')])
 
 
 def test_figures_of_weights_are_left_out_where_a_run_came_without_them(tmp_path):

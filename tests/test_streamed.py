@@ -281,6 +281,8 @@ def test_photographs_that_cannot_be_read(tree, cache, tmp_path):
   (tmp_path / 'tree' / 'train' / CLASSES[0] / f'{CLASSES[0]}_5.JPEG').write_bytes(encoded(ramp(50, 50))[:400])
   _, err = ended(start(tmp_path / 'tree', tmp_path / 'a', cache, **{'stream.held_out': 0}), 2)
   assert f'error: {CLASSES[0]}/{CLASSES[0]}_5.JPEG cannot be read' in err and 'Traceback' not in err
+  assert '--config.stream.on_damage=skip goes on without it' in err
+  ended(start(tmp_path / 'tree', tmp_path / 'a', cache, **{'stream.held_out': 0, 'stream.on_damage': 'skip'}))
   (tmp_path / 'tree' / 'val' / CLASSES[1] / f'{CLASSES[1]}_0.JPEG').write_bytes(encoded(ramp(50, 50))[:400])
   _, err = ended(start(tmp_path / 'tree', tmp_path / 'b', cache, **{'stream.held_out': 0, 'stream.on_damage': 'skip'}))
   assert all(f'{name} cannot be read, and left out' in err for name in (f'{CLASSES[0]}_5.JPEG', f'{CLASSES[1]}_0.JPEG'))
@@ -288,6 +290,7 @@ def test_photographs_that_cannot_be_read(tree, cache, tmp_path):
   (row,) = rows(tmp_path / 'b')   # no image was held out
   assert row['validation_accuracy'] == 'nan'
   assert json.loads((tmp_path / 'b' / 'run.json').read_text())['evaluated_images'] == {'validation': 0, 'test': 11}   # of 12
+  assert rows(tmp_path / 'a')[0]['kept'] == row['kept']
   hits = 11 * float(row['test_accuracy'])
   assert hits > 0 and hits == pytest.approx(round(hits))
 
@@ -400,6 +403,19 @@ def test_a_dry_run_tells_what_a_run_then_does(finished):
   share = float(text.partition('operations, ')[2].partition(' of dense')[0])
   assert share == pytest.approx(float(statistics['training_operations']), abs=0.002)
   assert '1,467 parameters, 1,416 of them weights' in text and '60 steps of 8 images: 480 images' in text
+
+
+def test_a_dry_run_says_where_densities_are_learned():
+  text = dry_run.describe(make_config(**{'sweep.algorithm': ('soft_threshold',), 'sweep.sparsity': (0.0,),
+                                         'sweep.penalty': (3e-5,)}))
+  assert 'densities are learned, and not those below: config.sweep.penalty, here 3e-05, decides' in text
+  assert 'densities are learned' not in dry_run.describe(make_config())
+
+
+def test_what_reads_photographs_is_named_where_it_is_missing(monkeypatch):
+  monkeypatch.setattr(photographs, 'READERS', ('json', 'no_such_reader'))
+  with pytest.raises(UserError, match=r"reading photographs takes no_such_reader: pip install -e '\.\[imagenet\]'\.$"):
+    photographs.open_images(make_config())
 
 
 def test_a_dry_run_of_more_devices_than_there_are():

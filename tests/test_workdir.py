@@ -126,8 +126,9 @@ def test_every_key_binds_but_those_that_change_no_number(tmp_path, key, value):
   config = base.get_config()
   workdirs.bind(tmp_path, config)
   config.update_from_flattened_dict({key: other})
-  if key in ('title', 'data_dir', 'report', 'checkpoint_epochs', 'checkpoints_kept', 'stream.workers', 'stream.shards',
-             'stream.log_steps', 'stream.checkpoint_steps', 'stream.evaluate_steps', 'stream.profile_steps', 'stream.peak_flops'):
+  if key in ('title', 'data_dir', 'report', 'checkpoint_epochs', 'checkpoints_kept', 'stream.on_damage', 'stream.workers',
+             'stream.shards', 'stream.log_steps', 'stream.checkpoint_steps', 'stream.evaluate_steps', 'stream.profile_steps',
+             'stream.peak_flops'):
     workdirs.bind(tmp_path, config)
     kept = functools.reduce(lambda tree, name: tree[name], key.split('.'), json.loads((tmp_path / 'config.json').read_text()))
     assert kept == (list(other) if isinstance(other, tuple) else other)

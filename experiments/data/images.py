@@ -243,7 +243,8 @@ class Load(NamedTuple):
         return Batch(image, np.int32(label), np.int32(index), np.uint8(odd))
       except ValueError as error:
         if self.on_damage == 'fail':
-          raise DataError(f'{self.source.name(at)} cannot be read ({error})') from None
+          raise DataError(f'{self.source.name(at)} cannot be read ({error}); the same command with '
+                          '--config.stream.on_damage=skip goes on without it') from None
         odd = REPLACED
     if otherwise is not None:
       return otherwise

@@ -5,6 +5,7 @@ libjpeg-turbo does in the inverse cosine transform, and others are averaged over
 from what is left, those of files that are not as large as eight times the square at most by half.
 """
 import io
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -75,7 +76,8 @@ def decode_any(data: bytes, choose: Choose, size: int) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
       whole = image.convert('RGB')
   except Exception as error:   # Pillow's plug-ins raise errors of many types
-    raise ValueError(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__) from None
+    reason = re.sub(r' <_io\..*?>', '', str(error)).strip()   # Pillow names its buffer
+    raise ValueError(reason.splitlines()[0] if reason else type(error).__name__) from None
   box = choose(whole.height, whole.width)
   times = max(1, min(box.height, box.width) // size)   # the largest power of 2 in it leaves the crop at least `size` pixels
   return cut(np.asarray(whole.reduce(1 << times.bit_length() - 1)), box, (whole.height, whole.width), size)

@@ -2,9 +2,10 @@
 
   python -m experiments.data.prepare --archives=DIRECTORY --to=DIRECTORY
 
---archives holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar as they were downloaded; one of them will do. The result, in
---to/imagenet2012/VERSION, is what `tfds build --file_format=array_record` makes, but for a score of files that are CMYK or PNG:
-those stay as they are, and are converted when they are read. It takes the room of the archives once more, and as long as copying.
+--archives holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar as they were downloaded; training takes both of them. The
+result, in --to/imagenet2012/VERSION, is what `tfds build --file_format=array_record` makes, but for a score of files that are
+CMYK or PNG: those stay as they are, and are converted when they are read. It takes the room of the archives once more, and as
+long as copying.
 """
 import importlib
 import os
