@@ -237,7 +237,8 @@ def test_networks_that_diverged_are_counted_out(finished, tmp_path):
   for stem in ('tasks', 'capacity'):   # one network is left: it has no spread
     assert of[stem].caption.endswith('One network each: its spread is unknown. Networks that diverged, left out: 3.')
   (legend,) = of['tasks'].figure.legends
-  assert [text.get_text() for text in legend.get_texts()] == ['fine-tuning: diverged', 'EfficientPackNet']
+  assert [text.get_text() for text in legend.get_texts()] == ['EfficientPackNet']
+  assert legend.get_title().get_text() == 'one network each\nfine-tuning: diverged'
   rows = [row for row in read(workdir / 'capacity.csv') if row['seed'] == '0']
   (line,) = of['capacity'].figure.axes[0].get_lines()
   np.testing.assert_allclose(line.get_ydata(), [100 * float(row['total']) for row in rows])
@@ -247,7 +248,7 @@ def test_networks_that_diverged_are_counted_out(finished, tmp_path):
 
 
 def test_a_figure_of_networks_that_all_diverged():
-  figure = continual_figures.tasks_figure([Curve('EWC: diverged', *np.zeros((3, 0)))], 'Accuracy', 'n = 0')
+  figure = continual_figures.tasks_figure([Curve('EWC', *np.zeros((3, 0)))], 'Accuracy', 'n = 0')
   assert [text.get_text() for text in figure.axes[0].texts] == ['all networks diverged']
 
 

@@ -95,7 +95,8 @@ def _numbers(ax: Axes, values: np.ndarray, low: float, high: float, decimals: in
   for (row, column), value in np.ndenumerate(values):
     if np.isfinite(value):
       bright = value > low + 0.6 * (high - low)
-      ax.text(column + 1, row + 1, f'{value:.{decimals}f}', ha='center', va='center', fontsize=6,
+      text = f'{value:.{decimals}f}' if value < 99.95 else '100'   # which would be wider than the others
+      ax.text(column + 1, row + 1, text, ha='center', va='center', fontsize=6,
               color='black' if bright else 'white')
 
 

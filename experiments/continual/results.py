@@ -55,7 +55,8 @@ def figures_of(rows: Sequence[Row], capacity: Sequence[Row], overlap: Sequence[R
   tasks = np.arange(1, next(iter(nets.values()))[0].shape[1] + 1)
   curves = [_curve(label_of(axes, key), tasks, [measures.averages(one) for one in some]) for key, some in nets.items()]
   known = [sum(_net(own[0]) not in lost for own in groups(some, NET).values()) for some in groups(rows, axes).values()]
-  curves = [curve._replace(label=f'{curve.label}: diverged') if not n else curve for curve, n in zip(curves, known, strict=True)]
+  gone = [curve.label for curve, n in zip(curves, known, strict=True) if not n]
+  curves = [curve for curve in curves if curve.label not in gone] or curves
   counts = span([n for n in known if n] or [0])
   note = f'mean ± sd, n = {counts}' if max(known) > 1 else 'one network each'
   spread = (f'Lines: means, bands: ± one standard deviation (n − 1), over n = {counts} networks that differ in their seed.'
@@ -63,7 +64,7 @@ def figures_of(rows: Sequence[Row], capacity: Sequence[Row], overlap: Sequence[R
   spread += f' Networks that diverged, left out: {len(lost)}.' if lost else ''
   yield Shown('tasks', 'Accuracy against the number of tasks',
               f'Test accuracy, mean over the tasks learned so far; {setting} {spread}',
-              figures.tasks_figure(curves, 'Mean test accuracy (%)', note))
+              figures.tasks_figure(curves, 'Mean test accuracy (%)', '\n'.join([note, *(f'{name}: diverged' for name in gone)])))
 
   if capacity:
     packed = groups(capacity, axes)
