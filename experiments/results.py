@@ -274,7 +274,8 @@ def accuracy_table(rows: Sequence[Row], densities: Sequence[float], always: Sequ
     known = [name for name in AFTER_TASKS if any(np.isfinite(row.get(name, np.nan)) for row in rows)]
     lines = []
     for key, members in members_of.items():
-      found = [summarise(row.get(name, np.nan) for row in members) for name in known]
+      learned = [row for row in members if np.isfinite(row['test_accuracy'])]   # what a diverged one uses is no result
+      found = [summarise(row.get(name, np.nan) for row in learned) for name in known]
       lines.append([*map(word, key), str(summarise(row['test_accuracy'] for row in members).n), *map(percent, found)])
     return Table([*map(word, axes), 'n', *(AFTER_TASKS[name] for name in known)], lines)
   if reaches(rows):

@@ -175,7 +175,8 @@ def test_side_by_side_as_one_after_another(data_dir, tmp_path):
   ('sparse.phase_share', 0.0, 'config.sparse.phase_share must be a share in (0, 1], got 0.0.'),
   ('sweep.learning_rate', (0.3,), 'config.sweep.learning_rate must be left at (0.1,) where config.alpha_rates, here (0.07,), has '
    'the rates, got (0.3,).'),
-  ('alpha_rates', (0.1, 0.2), 'config.alpha_rates must be (), or a positive number for each of sweep.alpha, got (0.1, 0.2).')])
+  ('alpha_rates', (0.1, 0.2), 'config.alpha_rates must be (), or a positive number for each of sweep.alpha, here '
+   '(2.0,), got (0.1, 0.2).')])
 def test_mistakes(data_dir, key, value, message):
   config = make_config(data_dir, **{key: value})
   with pytest.raises(UserError) as error:

@@ -90,7 +90,8 @@ def flat(config):
 def test_the_walk_finds_the_configs():
   assert {'base', 'mnist_lenet', 'fashion_mnist_lenet', 'mnist_biases', 'mnist_learning_rates', 'mnist_optimizers',
           'mnist_scope', 'mnist_sparse', 'cifar_sparse', 'cifar_figure2', *CONTINUAL} <= set(NAMES)
-  assert all(tuple(METHODS) == module_of(name).ALGORITHMS for name in CONTINUAL)   # each method on each sequence
+  for name in CONTINUAL:   # each method on each sequence
+    assert tuple(METHODS)[-2 if name == 'permuted_hundred' else 0:] == module_of(name).ALGORITHMS
   assert {('mnist_lenet', 'full'), ('mnist_lenet', 'quick'), ('mnist_biases', 'normal'), ('mnist_biases', 'zeros')} <= set(ALL)
 
 

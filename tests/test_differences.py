@@ -46,7 +46,9 @@ def test_many_of_one_value_are_counted_and_runs_of_one_name_told_by_their_path()
 
 
 @pytest.mark.parametrize('folders, told', [
-  (('mnist_sparse', 'mnist_penalty/soft_threshold'), 'sparse.entry'), (('split_mnist',), None)])   # of no effect on the older
+  (('mnist_sparse', 'mnist_penalty/soft_threshold'), 'sparse.entry'),   # of no effect on the older
+  (('split_mnist',), 'sparse.entry'),   # in it too; the older lack continual.estimate
+  (('permuted_mnist',), None)])
 def test_committed_tables_are_of_like_runs(folders, told):
   found = [path.parent for folder in folders for path in sorted((RESULTS / folder).rglob('config.json'))
            if not path.parent.name.endswith('_tuning')]

