@@ -43,7 +43,7 @@ def by_tensorflow(files: Sequence[bytes], boxes: Sequence[jpeg.Box], size: int =
 
 
 def make(count: int, seed: int = 0) -> list[bytes]:
-  """JPEGs of quality 90 with the frequencies of photographs: noise whose amplitude falls as 1 / f, some 60 kB each."""
+  """JPEGs of quality 90 with the frequencies of photographs: noise whose amplitude falls as 1 / f, some 110 kB each."""
   from PIL import Image
   rng, out = np.random.default_rng(seed), []
   falling = 1 / np.maximum(np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None]), 1 / WIDTH)

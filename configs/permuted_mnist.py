@@ -5,7 +5,8 @@ with momentum 0.9 under a cosine with warm-up that begins anew with each. PackNe
 them under the mask of the task, which they are told in testing; EfficientPackNet wants 98 % of the validation accuracy of all
 weights. RATES and STRENGTHS are what METHOD_tuning chose on the validation images of all ten tasks, with a seed of its own: from
 GRID for methods that train separate networks or masks, from LOWER_GRID and LOWER_STRENGTHS for those in which a task can undo
-what another has learned. All seeds of the runs see the same permutations, those of continual.sequence_seed.
+what another has learned. Those of PackNet and EfficientPackNet are still of five tasks (RESULTS.md). All seeds of the runs see
+the same permutations, those of continual.sequence_seed.
 
   python -m experiments.main --config=configs/permuted_mnist.py:ewc --workdir=runs/permuted_mnist/ewc
   python -m experiments.main --config=configs/permuted_mnist.py:ewc_tuning --workdir=runs/permuted_mnist/ewc_tuning

@@ -185,9 +185,8 @@ class Capacity(NamedTuple):
 
 def capacity(memory: Memory, params: Tree) -> Capacity:
   """How full the network is. Counted in the packed bits: nothing of the size of the parameters is made."""
-  _check(memory, params)
-  leaves, structure = jax.tree.flatten(memory.bits)
   sizes = [math.prod(jnp.shape(x)) for x in jax.tree.leaves(shared(memory, params))]
+  leaves, structure = jax.tree.flatten(memory.bits)
   size = sum(sizes)
 
   def in_each(packed: list[jax.Array]) -> list[jax.Array]:
