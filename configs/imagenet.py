@@ -19,6 +19,8 @@ each sparsity.
 1 networks for each cell; seeds by --config.sweep.seed. Made for 8 GPUs or TPU cores of 80 GB in bfloat16, and not run here, for
 want of the data. configs/sweeps.py has the published numbers.
 """
+import difflib
+
 from configs import base
 
 ROWS = {   # name → (algorithm, distribution)
@@ -46,8 +48,10 @@ CELLS |= {f'{row}_{sparsity}{p}{length}': (row, sparsity, POWERS[p], LENGTHS[len
 def get_config(variant: str = 'dense'):
   """`variant`: a name in CELLS."""
   if variant not in CELLS:
-    raise ValueError(f'imagenet has the cells ROW_SPARSITY[_powerprop][_1.5x, _2x or _5x] with ROW one of {", ".join(ROWS)} and '
-                     f'SPARSITY one of {", ".join(map(str, SPARSITIES))}, and dense; not {variant!r}.')
+    close = difflib.get_close_matches(variant, CELLS, n=4)
+    raise ValueError(f'imagenet has no cell {variant!r}{"; perhaps " if close else ""}{" or ".join(close)}; there are '
+                     f'ROW_SPARSITY[_powerprop][_1.5x, _2x or _5x] with ROW one of {", ".join(ROWS)} and '
+                     f'SPARSITY one of {", ".join(map(str, SPARSITIES))}, and dense.')
   row, sparsity, alpha, times = CELLS[variant]
   algorithm, distribution = ROWS.get(row, ('dense', 'uniform'))
   config = settings(base.get_config())

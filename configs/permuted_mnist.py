@@ -5,8 +5,7 @@ with momentum 0.9 under a cosine with warm-up that begins anew with each. PackNe
 them under the mask of the task, which they are told in testing; EfficientPackNet wants 98 % of the validation accuracy of all
 weights. RATES and STRENGTHS are what METHOD_tuning chose on the validation images of all ten tasks, with a seed of its own: from
 GRID for methods that train separate networks or masks, from LOWER_GRID and LOWER_STRENGTHS for those in which a task can undo
-what another has learned. Those of PackNet and EfficientPackNet are still of five tasks (RESULTS.md). All seeds of the runs see
-the same permutations, those of continual.sequence_seed.
+what another has learned. All seeds of the runs see the same permutations, those of continual.sequence_seed.
 
   python -m experiments.main --config=configs/permuted_mnist.py:ewc --workdir=runs/permuted_mnist/ewc
   python -m experiments.main --config=configs/permuted_mnist.py:ewc_tuning --workdir=runs/permuted_mnist/ewc_tuning
@@ -29,8 +28,8 @@ VARIANTS = (*ALGORITHMS, *(f'{a}_tuning' for a in ALGORITHMS),
 ALPHAS = (1.0, 2.0, 3.0)
 GRID = (0.01, 0.03, 0.1, 0.2)
 RATES = {'fine_tune': (0.003,), 'separate': (0.1,), 'joint': (0.03,), 'ewc': (0.1,), 'ewc_online': (0.03,),
-         'synaptic_intelligence': (0.03,), 'replay': (0.01,), 'a_gem': (0.003,), 'packnet': (0.1, 0.1, 0.03),
-         'efficient_packnet': (0.1, 0.1, 0.03)}   # of α = 1, or of ALPHAS
+         'synaptic_intelligence': (0.03,), 'replay': (0.01,), 'a_gem': (0.003,), 'packnet': (0.03, 0.03, 0.01),
+         'efficient_packnet': (0.03, 0.1, 0.03)}   # of α = 1, or of ALPHAS
 STRENGTH_GRID = {'ewc': (3.0, 30.0, 300.0), 'ewc_online': (3.0, 30.0, 300.0), 'synaptic_intelligence': (0.01, 0.1, 1.0)}
 LOWER_GRID = (0.003, 0.01, 0.03, 0.1)
 LOWER_STRENGTHS = STRENGTH_GRID | {'synaptic_intelligence': (0.001, 0.01, 0.1)}

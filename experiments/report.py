@@ -20,6 +20,7 @@ from experiments.page import Shown, page
 from experiments.published import published_table
 from experiments.results import (
   NET,
+  TRAINED,
   Row,
   Run,
   accuracy_table,
@@ -220,9 +221,11 @@ def _learning_rate(run: Run) -> Iterator[Shown]:
 def _setting(run: Run) -> str:
   scopes = [scope for scope, in groups(run.results, ['scope'])]
   factor = run.config.get('prune', {}).get('output_factor', 1)
+  pruned = [word(scope) for scope in scopes if scope != TRAINED]
+  ways = ['as training has left them'] * (TRAINED in scopes)   # masks of its own
+  ways += [f'pruned in one shot, {" or ".join(pruned)}, by magnitude and without fine-tuning'] * bool(pruned)
   text = (f'on {word(run.config["dataset"])} after {run.config["steps"]:,} steps at batch size '
-          f'{run.config["batch_size"]} and one-shot {" or ".join(map(word, scopes))} pruning by magnitude, '
-          'without fine-tuning.')
+          f'{run.config["batch_size"]}, {" or ".join(ways)}.')
   if factor != 1:
     text += (f' The share is that of the hidden layers; the output layer keeps {factor:g} times as much, '
              'at most all.')

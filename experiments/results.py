@@ -285,13 +285,28 @@ def accuracy_table(rows: Sequence[Row], densities: Sequence[float], always: Sequ
       reached.append([*map(word, key), str(accuracy.n), percent(kept), percent(accuracy)])
     return Table([*map(word, axes), 'n', 'kept (%)', 'accuracy (%)'], reached)
   # Runs may have densities of their own: what is nearest is asked of each group.
-  columns = list(dict.fromkeys(tuple(nearest(members, density) for members in members_of.values()) for density in densities))
+  shown = [{nearest(members, density) for density in densities} for members in members_of.values()]
+  columns = together(shown)
   lines = []
-  for i, (key, members) in enumerate(members_of.items()):
-    found = [summarise(row['test_accuracy'] for row in members if row['density'] == column[i]) for column in columns]
-    lines.append([*map(word, key), span(one.n for one in found), *map(percent, found)])
+  for (key, members), own in zip(members_of.items(), shown, strict=True):
+    found = [summarise(row['test_accuracy'] for row in members if row['density'] in own & column) for column in columns]
+    lines.append([*map(word, key), span(one.n for column, one in zip(columns, found, strict=True) if own & column),
+                  *map(percent, found)])
   return Table([*map(word, axes), 'n', *(share(min(c)) if min(c) == max(c) else f'{share(min(c))} to {share(max(c))}'
                                          for c in columns)], lines)
+
+
+def together(shown: Sequence[set[float]]) -> list[set[float]]:
+  """Columns for the densities of several groups, in descending order: those a fifth apart at most share one, unless they are of
+  one group."""
+  columns: list[set[float]] = []
+  for density in sorted(set().union(*shown), reverse=True):
+    fits = bool(columns) and density >= max(columns[-1]) / 1.2
+    if fits and not any(density in own and own & columns[-1] for own in shown):
+      columns[-1].add(density)
+    else:
+      columns.append({density})
+  return columns
 
 
 def statistics_table(rows: Sequence[Row]) -> Table:

@@ -104,10 +104,19 @@ def test_page_holds_figures_tables_and_origin(figure1):
                    'Commit abc123, with uncommitted changes', 'training 2 min 0 s, evaluation 4.2 s',
                    'python 3.11.7, jax 0.10.2', '60,000 train and 10,000 test images from …/mnist, checksums good',
                    '--workdir=…/figure1', '1 x cpu (2 cores)', 'sweep.alpha [1.0, 2.0, 3.0, 4.0, 5.0]',
-                   'output layer keeps 2 times as much', '10,000 weights', 'one-shot layer-wise pruning',
+                   'output layer keeps 2 times as much', '10,000 weights', 'pruned in one shot, layer-wise, by magnitude',
                    '1 3 10.00 ± 0.00 101.0 ± 1.0',  # statistics: 10 % sign flips, kurtosis 100, 101 and 102
                    '1 3 96.98 ± 0.20'):  # 0.98 − 0.5 / 41 and 0.002 more for each seed
     assert expected in page.text, expected
+
+
+@pytest.mark.parametrize(('scopes', 'said'), [
+  (['layer', 'global'], 'batch size 60, pruned in one shot, layer-wise or global, by magnitude and without fine-tuning.'),
+  (['trained'], 'batch size 60, as training has left them.'),
+  (['trained', 'layer'], 'as training has left them or pruned in one shot, layer-wise, by magnitude and')])
+def test_captions_tell_how_networks_became_sparse(tmp_path, scopes, said):
+  run = results.read_run(make_workdir(tmp_path / 'run', [row(0.9, scope=scope) for scope in scopes], kinds=['compare']))
+  assert said in next(report._compare(run)).caption
 
 
 @pytest.mark.parametrize(('config', 'said', 'not_said'), [

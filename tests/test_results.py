@@ -61,6 +61,23 @@ def test_nearest_density_on_the_grid_of_the_paper(wanted, found):
   assert results.nearest([{'density': p} for p in GRID], wanted) == pytest.approx(found, abs=5e-5)
 
 
+@pytest.mark.parametrize(('shown', 'columns'), [
+  ([{1.0, 0.1}, {1.0, 0.1}], [{1.0}, {0.1}]),
+  ([{1.0, 0.1}, {1.0, 0.09}], [{1.0}, {0.1, 0.09}]),           # a run of slightly other densities
+  ([{1.0, 0.5, 0.1}, {0.1}], [{1.0}, {0.5}, {0.1}]),            # a sparse one has a single density
+  ([{0.11, 0.1}, {0.105}], [{0.11, 0.105}, {0.1}]),             # two of one group never share a column
+  ([{0.1}, {0.08}], [{0.1}, {0.08}]),
+])
+def test_densities_that_share_a_column(shown, columns):
+  assert results.together(shown) == columns
+
+
+def test_a_cell_is_empty_where_a_run_has_nothing_near(tmp_path):
+  rows = [row(0.9) | {'run': 'dense'}, row(0.7, density=0.1) | {'run': 'dense'}, row(0.8, density=0.1) | {'run': 'sparse'}]
+  table = results.accuracy_table(rows, (1.0, 0.5, 0.1))
+  assert table == (['run', 'n', '100 %', '10 %'], [['dense', '1', '90.00', '70.00'], ['sparse', '1', '–', '80.00']])
+
+
 def chosen(table):
   """`table`: (alpha, rate) → validation accuracies, one for each seed and density. Test accuracies are the reverse."""
   rows = [row(1 - v, alpha=alpha, rate=rate, seed=i // 2, density=(1.0, 0.1)[i % 2], validation=v)
