@@ -73,6 +73,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     need(value_of(key) > 0, key, 'positive')
   need(config.bias_stddev >= 0, 'bias_stddev', 'at least 0')
   need(config.phi_decay >= 0, 'phi_decay', 'at least 0')
+  need(0 <= config.clip_norm < float('inf'), 'clip_norm', 'at least 0')
   need(0 <= config.label_smoothing < 1, 'label_smoothing', 'a share in [0, 1)')
   densities, scopes = config.prune.densities, config.prune.scopes
   need(len(densities) > 0 and all(is_number(p) and 0 < p <= 1 for p in densities) and len(set(densities)) == len(densities),
@@ -115,7 +116,10 @@ def make_group(config: ml_collections.ConfigDict, axes: dict[str, Any]) -> train
 
   def dense(rate):
     rate = rate_of(config, axes) or rate
-    chain = UPDATES[axes['update']](OPTIMIZERS[axes['optimizer']](rate, config), reparam)
+    chain = OPTIMIZERS[axes['optimizer']](rate, config)
+    if config.clip_norm:
+      chain = optax.chain(optax.clip_by_global_norm(config.clip_norm), chain)
+    chain = UPDATES[axes['update']](chain, reparam)
     return optax.chain(chain, phi_decay(rate, config)) if config.phi_decay else chain
 
   if config.protocol == 'continual':

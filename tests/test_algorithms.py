@@ -167,6 +167,7 @@ def test_side_by_side_as_one_after_another(data_dir, tmp_path):
   ('sparse.end_share', 0.1, 'config.sparse.end_share must be at least sparse.start_share, got 0.1.'),
   ('sparse.drop_fraction', 0.0, 'config.sparse.drop_fraction must be a share in (0, 1], got 0.0.'),
   ('sparse.entry', -0.5, 'config.sparse.entry must be at least 0, got -0.5.'),
+  ('clip_norm', -1.0, 'config.clip_norm must be at least 0, got -1.0.'),
   ('sparse.backward_factor', 0.5, 'config.sparse.backward_factor must be at least 1, got 0.5.'),
   ('sparse.every_steps', 0, 'config.sparse.every_steps must be positive, got 0.'),
   ('schedule', 'linear', "config.schedule must be one of ['constant', 'cosine', 'steps'], got 'linear'."),

@@ -175,7 +175,7 @@ NOTEBOOK = {
   'prune.figure_density': 0.1, 'prune.sampled_weights': 10_000, 'report': ('figure1',)}
 
 DEFAULTS = {
-  'protocol': 'supervised', 'phi_decay': 0.0, 'label_smoothing': 0.0,
+  'protocol': 'supervised', 'phi_decay': 0.0, 'clip_norm': 0.0, 'label_smoothing': 0.0,
   'augment': 'none', 'schedule': 'constant', 'weight_decay': 1e-4, 'alpha_rates': (),
   'sweep.algorithm': ('dense',),
   'sweep.sparsity': (0.0,), 'sweep.penalty': (0.0,), 'sparse.distribution': 'erk', 'sparse.dense': (), 'sparse.every_steps': 100,
@@ -225,7 +225,7 @@ SEQUENCE = {
   'split_fashion_mnist': TWO_BY_TWO | {'steps': 370, 'dataset': 'fashion_mnist'},
   'mixed_images': {'continual.sequence': 'mixed', 'continual.scenario': 'task', 'continual.tasks': 3}}
 PHOTOGRAPHS = TWO_BY_TWO | {'train_images': 45_000, 'batch_size': 125, 'steps': 720, 'augment': 'crop_and_flip'}
-SEQUENCE['permuted_hundred'] = {'model': 'mlp_500_500', 'steps': 916}
+SEQUENCE['permuted_hundred'] = {'model': 'mlp_500_500', 'steps': 916, 'clip_norm': 1.0}
 SEQUENCE['split_cifar10'] = PHOTOGRAPHS | {'dataset': 'cifar10', 'model': 'conv_16_32_64'}
 SEQUENCE['split_cifar100'] = PHOTOGRAPHS | {'dataset': 'cifar100', 'model': 'alexnet_small', 'continual.tasks': 10}
 

@@ -57,6 +57,19 @@ def test_decay_of_phi_in_a_group():
   np.testing.assert_allclose(updates['l']['w'], [[-0.1, 0.05]], rtol=1e-6)
 
 
+@pytest.mark.parametrize(('clip', 'length'), [(0.0, 5.0), (10.0, 5.0), (1.0, 1.0)])
+def test_long_gradients_are_shortened_before_target_propagation(clip, length):
+  """A gradient of length 5 at θ: the step is −rate · gradient · 2|φ|, and that of biases −rate · gradient."""
+  config = make_config(clip_norm=clip, **{'sweep.optimizer': ('sgd',)})
+  group = sweep.make_group(config, {'alpha': 2.0, 'optimizer': 'sgd', 'update': 'target_propagation', 'biases': 'plain',
+                                         'algorithm': 'dense', 'sparsity': 0.0})
+  tx = group.optimizer(0.5, None, None)
+  gradient = {'l': {'w': jnp.array([[3.0, 0.0]]), 'b': jnp.array([0.0, 4.0])}}
+  updates, _ = tx.update(gradient, tx.init(THETA), THETA)
+  np.testing.assert_allclose(updates['l']['w'], [[-0.5 * 3 * length / 5 * 2 * 2, 0.0]], rtol=1e-6)
+  np.testing.assert_allclose(updates['l']['b'], [0.0, -0.5 * 4 * length / 5], rtol=1e-6)
+
+
 def test_decay_is_of_weights_alone():
   tx = OPTIMIZERS['momentum_decay'](0.5, make_config(weight_decay=0.1, momentum=0.9))
   state = tx.init(THETA)
