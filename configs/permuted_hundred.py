@@ -1,8 +1,8 @@
 """Permuted MNIST with a hundred tasks: PackNet, which is told of the hundred, against EfficientPackNet, which is not.
 
 Our protocol: a 784-500-500-10 network (647,000 weights) with outputs shared by all tasks, one epoch (916 steps at batch 60) for
-each task, of which the last fifth under its mask, gradients clipped at length 1, and all else as in permuted_mnist.py. The network
-of 100 and 100 units there is full after some ten tasks; and without clipping EfficientPackNet with α = 2 diverged on one of the
+each task, of which the last fifth under its mask, gradients clipped at length 1, all else as in permuted_mnist.py. The network of
+100 and 100 units there is full after some ten tasks; and without clipping EfficientPackNet with α = 2 diverged on one of the
 first twenty tasks at every rate but the lowest of GRID. RATES are what METHOD_tuning chose on the validation images of the first
 twenty tasks, with a seed of its own, from GRID; PackNet has a hundredth of the weights for each task there as well.
 

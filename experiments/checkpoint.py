@@ -122,6 +122,15 @@ class Checkpoints:
     for later in [s for s in self._manager.all_steps() if s > step]:
       self._manager.delete(later)
 
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+    """Closes, after an error too: a process that ends meanwhile would lose what is being saved. Of several processes others may
+    have gone by then, and none waits for them."""
+    if kind is None or jax.process_count() == 1:
+      self.close()
+
   @commands.held()
   def close(self) -> None:
     self._wait()

@@ -93,7 +93,11 @@ def join_hosts() -> None:
     try:
       jax.distributed.initialize(coordinator, processes, process)
     except (ValueError, RuntimeError) as error:
-      raise UserError(f'the hosts cannot be joined: {str(error).strip().splitlines()[0]}') from None
+      reason = str(error).strip().splitlines()[0]
+      if coordinator is None and 'should be defined' in reason:   # what JAX says where it finds no manager
+        raise UserError('--distributed finds no Slurm job or TPU pod here; --coordinator, --processes and --process join hosts '
+                        'without one.') from None
+      raise UserError(f'the hosts cannot be joined: {reason}') from None
 
 
 def one_device_a_core(config) -> None:

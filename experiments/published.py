@@ -10,6 +10,7 @@ from experiments.results import Run, Table, percent, share, summarise
 # something is written.
 OWN = frozenset({'data_dir', 'sweep.seed', 'stream.workers', 'stream.shards', 'stream.log_steps', 'stream.checkpoint_steps',
                  'stream.evaluate_steps', 'stream.profile_steps', 'stream.peak_flops', 'checkpoints_kept', 'report'})
+TESTED = 50_000          # validation images of ImageNet, which all published accuracies are of
 DENSE = ('layer', 1.0)   # scope and density of a row that nothing has been pruned for
 
 
@@ -28,7 +29,7 @@ def published_table(runs: Sequence[Run]) -> Table | None:
   found: dict[str, dict[tuple[str, ...], list[Run]]] = {}
   for run in runs:
     if (cell := cell_of(run)) is not None:
-      found.setdefault(cell, {}).setdefault(tuple(differences(cell, run.config)), []).append(run)
+      found.setdefault(cell, {}).setdefault((*differences(cell, run.config), *other_images(run)), []).append(run)
   lines = [_line(cell, otherwise, found[cell][otherwise])   # in the order of the cells
            for cell in imagenet.CELLS if cell in found for otherwise in sorted(found[cell])]
   header = ['cell', 'n', 'kept', 'training (% of dense)', 'accuracy (%)', 'published (%)', 'difference', 'source',
@@ -61,6 +62,12 @@ def differences(cell: str, config: Mapping[str, Any]) -> list[str]:
   asked, given = _flat(imagenet.get_config(cell).to_dict()), _flat(config)
   return [f'{key}={given.get(key)!r}' for key in sorted(asked.keys() | given.keys())
           if key not in OWN and asked.get(key) != given.get(key)]
+
+
+def other_images(run: Run) -> list[str]:
+  """Of how many test images the accuracy is, where they are not ImageNet's."""
+  count = run.record.get('evaluated_images', {}).get('test', TESTED)
+  return [] if count == TESTED else [f'{count:,} test images instead of {TESTED:,}']
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -108,33 +108,34 @@ def fit(setting: Setting, loads: Loads, workdir: pathlib.Path) -> tuple[train.Tr
   flying: collections.deque[jax.Array] = collections.deque()
   stopping, step = False, done
   say('compiling; then progress.')
-  for step in range(done + 1, config.steps + 1):
-    trace.begin(step)
-    batch = log.wait(batches)
-    running, loss = one_step(running, step - 1, batch.images, batch.labels)
-    if step == done + 1:
-      loss.block_until_ready()
-      log.restart(step)   # it has been compiled
-    flying.append(loss)
-    if len(flying) > IN_FLIGHT:
-      flying.popleft().block_until_ready()
-    trace.end(step, loss)
-    stopping = stop.asked(step)
-    saving = stopping or step == config.steps or step % stream.checkpoint_steps == 0
-    scoring = stream.evaluate_steps > 0 and step % stream.evaluate_steps == 0
-    if saving or scoring or step % stream.log_steps == 0:
-      running, sums = cut(running)
-      log.take(step, sums)
-    if scoring:
-      log.add(evaluator.scores(running.state))
-      best.offer(step, log.best, gather, running.state)
-    if saving:
-      log.flush()   # first: a checkpoint stands for all that came before it
-      checkpoints.save(step, gather(running.state))
-      log.restart(step)
-    if stopping:
-      break
-  for part in (checkpoints, best, log, trace, stop):
+  with checkpoints, best:
+    for step in range(done + 1, config.steps + 1):
+      trace.begin(step)
+      batch = log.wait(batches)
+      running, loss = one_step(running, step - 1, batch.images, batch.labels)
+      if step == done + 1:
+        loss.block_until_ready()
+        log.restart(step)   # it has been compiled
+      flying.append(loss)
+      if len(flying) > IN_FLIGHT:
+        flying.popleft().block_until_ready()
+      trace.end(step, loss)
+      stopping = stop.asked(step)
+      saving = stopping or step == config.steps or step % stream.checkpoint_steps == 0
+      scoring = stream.evaluate_steps > 0 and step % stream.evaluate_steps == 0
+      if saving or scoring or step % stream.log_steps == 0:
+        running, sums = cut(running)
+        log.take(step, sums)
+      if scoring:
+        log.add(evaluator.scores(running.state))
+        best.offer(step, log.best, gather, running.state)
+      if saving:
+        log.flush()   # first: a checkpoint stands for all that came before it
+        checkpoints.save(step, gather(running.state))
+        log.restart(step)
+      if stopping:
+        break
+  for part in (log, trace, stop):
     part.close()
   if stopping:
     say(f'stopped by a signal after step {step:,}; the same command goes on from there.')
@@ -311,8 +312,9 @@ class Best:
       self._score = score
       self._checkpoints.save(step, gather(state))
 
-  def close(self) -> None:
+  def __enter__(self) -> 'Best':
+    return self
+
+  def __exit__(self, *error: Any) -> None:
     if self._checkpoints:
-      self._checkpoints.close()
-
-
+      self._checkpoints.__exit__(*error)

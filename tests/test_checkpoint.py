@@ -168,6 +168,23 @@ def test_checksums_are_there_before_the_next_checkpoint(tmp_path):
   checkpoints.close()
 
 
+def test_an_error_waits_for_what_is_being_saved(tmp_path, monkeypatch):
+  """A process that ended meanwhile would lose it, in a page of tracebacks."""
+  with pytest.raises(UserError, match='a damaged image'), Checkpoints(tmp_path / 'a', 2, background=True) as checkpoints:
+    checkpoints.save(5, make_tree(5))
+    raise UserError('a damaged image')
+  assert (tmp_path / 'a' / '5' / 'sha256.json').exists()
+  assert restore(tmp_path / 'a', make_tree(0))[0] == 5
+  # Of several processes the others may have gone, and would be waited for.
+  left = Checkpoints(tmp_path / 'b', 2)
+  with monkeypatch.context() as patch, pytest.raises(UserError):
+    patch.setattr(jax, 'process_count', lambda: 2)
+    patch.setattr(left, 'close', lambda: pytest.fail('waited'))
+    with left:
+      raise UserError('a damaged image')
+  left.close()
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_saving_is_heeded_when_the_checkpoint_is_whole(tmp_path, monkeypatch, number):
   """An exception amid Orbax's threads is lost, or leaves one that the process waits for when it should end."""

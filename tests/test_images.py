@@ -54,6 +54,8 @@ def test_validation_by_another_name(tree, tmp_path):
 
 
 def test_folders_that_are_none(tmp_path):
+  with pytest.raises(DataError, match='nowhere: is no directory'):
+    images.open_source(tmp_path / 'nowhere', 'train')
   with pytest.raises(DataError, match=r'holds neither folders of images \(train/CLASS/IMAGE\) nor a set'):
     images.open_source(tmp_path, 'train')
   (tmp_path / 'train').mkdir()
@@ -145,9 +147,13 @@ def test_damaged_sets(framed, tmp_path):
 
 
 def test_prepare_says_what_is_missing(tmp_path):
+  with pytest.raises(UserError, match=r'--archives=.*nowhere is no directory'):
+    prepare.prepare(tmp_path / 'nowhere', tmp_path / 'to')
   with pytest.raises(UserError, match=r'holds neither ILSVRC2012_img_train\.tar nor ILSVRC2012_img_val\.tar'):
     prepare.prepare(tmp_path, tmp_path / 'to')
   (tmp_path / prepare.TRAIN).write_bytes(b'no archive')
+  with pytest.raises(UserError, match=r'--to=.*train.tar/to cannot be made \(Not a directory\)'):
+    prepare.prepare(tmp_path, tmp_path / prepare.TRAIN / 'to')
   with pytest.raises(UserError, match='cannot be prepared'):
     prepare.prepare(tmp_path, tmp_path / 'to')
 

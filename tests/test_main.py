@@ -172,11 +172,15 @@ def start():
 
 def test_help_and_a_mistake_in_a_process(start):
   helped, mistaken = start(['--help']), start([*GOOD, '--config.stepz=3'])
+  alone = start([*GOOD, '--distributed'])
   out, err = helped.communicate(timeout=120)
   assert helped.returncode == 0
   assert 'Runs one experiment' in out and '--workdir' in out and '--coordinator' in out and err == ''
   out, err = mistaken.communicate(timeout=120)
   assert mistaken.returncode == 2 and out == '' and err.startswith('error: ') and err.count('\n') == 1
+  out, err = alone.communicate(timeout=120)
+  assert alone.returncode == 2 and err == ('error: --distributed finds no Slurm job or TPU pod here; --coordinator, --processes '
+                                           'and --process join hosts without one.\n')
 
 
 def wait_for(condition, process, seconds=240):

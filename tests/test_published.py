@@ -76,6 +76,13 @@ def test_what_is_set_otherwise_is_said(tmp_path, change, said):
   assert differences('rigl_erk_90', finished(tmp_path / 'run', 'rigl_erk_90', 0.7, **change).config) == said
 
 
+def test_another_number_of_test_images_is_said(tmp_path):
+  run = finished(tmp_path / 'run', 'rigl_erk_90', 0.7, label_smoothing=0.0)
+  for counted, said in (({'test': 50_000, 'validation': 0}, ''), ({'test': 3_925}, ', 3,925 test images instead of 50,000')):
+    counted_run = run._replace(record=run.record | {'evaluated_images': counted})
+    assert published_table([counted_run]).rows[0][-1] == f'label_smoothing=0.0{said}'
+
+
 def test_reports_show_it(tmp_path, capsys):
   finished(tmp_path / 'a', 'ac_dc_98', 0.6848, kept=20)
   other = make_workdir(tmp_path / 'other', [row(0.9)])

@@ -362,16 +362,14 @@ def test_the_best_network_is_kept(tmp_path):
   def steps():
     return [path.name for path in tmp_path.iterdir()]
   state = {'w': jnp.zeros(3)}
-  best = streamed.Best(tmp_path, True, -1.0, 0)
-  best.offer(1, 0.5, lambda x: x, state)
-  best.offer(2, 0.4, lambda x: x, state)
-  best.offer(3, 0.5, lambda x: x, state)
-  best.close()
+  with streamed.Best(tmp_path, True, -1.0, 0) as best:
+    best.offer(1, 0.5, lambda x: x, state)
+    best.offer(2, 0.4, lambda x: x, state)
+    best.offer(3, 0.5, lambda x: x, state)
   assert steps() == ['1']
-  best = streamed.Best(tmp_path, True, 0.5, 3)
-  best.offer(4, 0.5, lambda x: x, state)
-  best.offer(5, 0.6, lambda x: x, state)
-  best.close()
+  with streamed.Best(tmp_path, True, 0.5, 3) as best:
+    best.offer(4, 0.5, lambda x: x, state)
+    best.offer(5, 0.6, lambda x: x, state)
   assert steps() == ['5']
 
 

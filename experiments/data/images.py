@@ -188,8 +188,10 @@ def open_source(root: pathlib.Path, split: str) -> Source:
   """The images of a split under `root`: folders train/CLASS/IMAGE and val/CLASS/IMAGE (or validation/), or what
   tensorflow-datasets has prepared there, at most two folders deep (NAME/VERSION/dataset_info.json), its newest version.
 
-  Raises: DataError where there is neither, or more than one prepared set.
+  Raises: DataError for what is no directory, where there is neither, or more than one prepared set.
   """
+  if not root.is_dir():
+    raise DataError(f'{root}: is no directory')
   if (root / 'dataset_info.json').is_file():
     return Prepared(root, split)
   sets = {folder: newest for folder in (root, *sorted(root.glob('*/'))) if (newest := tfds.newest_prepared(folder))}

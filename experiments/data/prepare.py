@@ -27,10 +27,16 @@ TRAIN, VALIDATION = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 def prepare(archives: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
   """The folder of the prepared set. One that is there is left as it is.
 
-  Raises: UserError where there are no archives, or tensorflow-datasets cannot read them.
+  Raises: UserError where there are no archives, no room for the result, or tensorflow-datasets cannot read them.
   """
+  if not archives.is_dir():
+    raise UserError(f'--archives={archives} is no directory.')
   if not any((archives / name).is_file() for name in (TRAIN, VALIDATION)):
     raise UserError(f'--archives={archives} holds neither {TRAIN} nor {VALIDATION}.')
+  try:
+    to.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(f'--to={to} cannot be made ({error.strerror}).') from None
   try:
     import tensorflow_datasets as tfds
   except ImportError as error:
