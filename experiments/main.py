@@ -18,6 +18,7 @@ import math
 import os
 import pathlib
 import re
+import signal
 import sys
 import time
 import warnings
@@ -90,8 +91,12 @@ def join_hosts() -> None:
       raise UserError(f'--process must be below --processes={processes}, got {process}.')
   if DISTRIBUTED.value or all(given):
     import jax
+    if process is not None:
+      print(f'process {process} of {processes} waits for the others at {coordinator}.', flush=True)
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in commands.SIGNALS}   # Python's would wait as well
     try:
       jax.distributed.initialize(coordinator, processes, process)
+      signal.signal(signal.SIGINT, handlers[signal.SIGINT])   # SIGTERM is JAX's from now on
     except (ValueError, RuntimeError) as error:
       reason = str(error).strip().splitlines()[0]
       if coordinator is None and 'should be defined' in reason:   # what JAX says where it finds no manager

@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -181,6 +182,19 @@ def test_help_and_a_mistake_in_a_process(start):
   out, err = alone.communicate(timeout=120)
   assert alone.returncode == 2 and err == ('error: --distributed finds no Slurm job or TPU pod here; --coordinator, --processes '
                                            'and --process join hosts without one.\n')
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_waits_for_others_says_so_and_can_be_ended(start, number):
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  process = start([*GOOD, f'--coordinator=localhost:{port}', '--processes=2', '--process=0'])
+  assert process.stdout.readline() == f'process 0 of 2 waits for the others at localhost:{port}.\n'
+  time.sleep(2)   # it is in JAX by now
+  process.send_signal(number)
+  process.communicate(timeout=20)
+  assert process.returncode == -number
 
 
 def wait_for(condition, process, seconds=240):
