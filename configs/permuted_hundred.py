@@ -31,5 +31,5 @@ def get_config(variant: str = 'packnet'):
     config.continual.tasks, config.continual.share = 20, 0.01 if algorithm == 'packnet' else 0.0
   else:
     config.sweep.seed, config.continual.tasks = (0, 1, 2), 100
-  config.clip_norm, config.continual.matrix_every = 1.0, 10
+  config.clip_norm, config.continual.matrix_every, config.continual.inferred_images = 1.0, 20, 100
   return config

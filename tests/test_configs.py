@@ -249,7 +249,7 @@ def continual_changes(name, variant):
       found |= {'sweep.learning_rate': (0.003, 0.01, 0.03, 0.1)}
       found |= {'sweep.penalty': (0.001, 0.01, 0.1)} if algorithm == 'synaptic_intelligence' else {}
   if name == 'permuted_hundred':
-    found |= {'sweep.alpha': (1, 2), 'continual.matrix_every': 10}
+    found |= {'sweep.alpha': (1, 2), 'continual.matrix_every': 20, 'continual.inferred_images': 100}
     found |= ({'continual.tasks': 20, 'continual.share': 0.01 if algorithm == 'packnet' else 0.0,
                'sweep.learning_rate': (0.03, 0.1, 0.2, 0.4)} if how == 'tuning' else
               {'sweep.seed': (0, 1, 2), 'continual.tasks': 100})
