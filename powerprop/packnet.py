@@ -32,7 +32,7 @@ from powerprop import masks
 from powerprop.masks import is_none
 from powerprop.protection import keep, with_free
 from powerprop.reparam import Tree, leaf_name
-from powerprop.task_masks import Memory, capacity, check_room, free, remember, shared
+from powerprop.task_masks import Memory, capacity, check_intact, check_room, free, intact, remember, shared
 from powerprop.thresholds import check_mask, check_structure
 
 Choose = Callable[[Any], Tree]            # number of weights, or a tree of numbers → mask
@@ -307,10 +307,12 @@ def begin_task(tx: optax.GradientTransformation, memory: Memory, phi: Tree) -> A
   Args:
     tx: with one `protect` in it.
     memory, phi: as the task before has left them.
-  Raises: ValueError where there is no room for another task (`task_masks.check_room`), and inside jit.
+  Raises: ValueError where there is no room for another task (`task_masks.check_room`), where weights of an earlier one have
+    changed (`task_masks.check_intact`), and inside jit.
   """
   if any(_traced(x) for x in jax.tree.leaves((memory, phi))):
     raise ValueError('begin_task looks at how much is free, and refuses: call it outside jit.')
+  check_intact(intact(memory, phi))
   check_room(capacity(memory, phi))
   return with_free(tx.init(phi), free(memory, phi))
 
@@ -328,7 +330,8 @@ def end_task(memory: Memory, task: int | jax.Array, phi: Tree, fresh: Tree, scor
 
       ended = packnet.end_task(memory, t, phi, reparam.inverse(net.init(key, x)), score, [0.02, 0.05, 0.1, 0.2, 0.4])
 
-  Pure, to be jitted with what `score` closes over as arguments; outside jit it warns where no mask was good enough. Where the
+  To be jitted with what `score` closes over as arguments; outside jit it warns where no mask was good enough. Inside jit, too, it
+  warns where weights of earlier tasks have changed: the state of the optimiser was not that of `begin_task`. Where the
   task is to be trained on under its mask before it ends, or is given PackNet's mask, the parts are called one by one.
 
   Args:
@@ -354,6 +357,7 @@ def end_task(memory: Memory, task: int | jax.Array, phi: Tree, fresh: Tree, scor
 
   def choose(count: Any) -> Tree:
     return efficient_masks(weights, count)
+  _warn_of_lost_tasks(memory, task, phi)
   if steps is None:
     found = search(evaluate, choose, counts, score(phi), gamma, side_by_side)
   else:
@@ -364,6 +368,16 @@ def end_task(memory: Memory, task: int | jax.Array, phi: Tree, fresh: Tree, scor
                   'the score of all weights; it is kept.', stacklevel=2)
   memory = remember(memory, task, found.mask, phi)
   return Ended(memory, reinitialise(memory, phi, fresh, how), found)
+
+
+def _warn_of_lost_tasks(memory: Memory, task: int | jax.Array, phi: Tree) -> None:
+  """A warning and no error: a program that runs on a device can raise none. The task itself may be remembered anew."""
+  def look(found: Any) -> None:
+    try:
+      check_intact(found)
+    except ValueError as error:
+      warnings.warn(str(error), stacklevel=2)
+  jax.debug.callback(look, intact(memory, phi) | (jnp.arange(memory.here.shape[0]) == task))
 
 
 def _check_search(dense_score: Any, gamma: Any) -> None:

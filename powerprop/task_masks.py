@@ -26,6 +26,7 @@ class Memory(NamedTuple):
   """Tasks in slots; a slot that is not in use is all zeros. Trees like the parameters, from which leaves have their names."""
   bits: Tree        # shared leaves: uint8 [slots, bytes], a mask packed as by `masks.pack`; None for the others
   own: Tree         # leaves of the tasks' own: [slots, ...]; None for the others
+  sums: jax.Array   # uint32 [slots]: of the bits of what is protected for the task, for `intact`
   here: jax.Array   # bool [slots]
 
 
@@ -64,7 +65,7 @@ def begin(params: Tree, slots: int = 8, where: Where = is_weight, rest: str = 'f
   bits = jax.tree.map(lambda k, x: jnp.zeros((slots, -(-math.prod(x.shape) // 8)), jnp.uint8) if k == 'shared' else None,
                       kinds, params)
   own = jax.tree.map(lambda k, x: jnp.zeros((slots, *x.shape), x.dtype) if k == 'own' else None, kinds, params)
-  return Memory(bits, own, jnp.zeros(slots, bool))
+  return Memory(bits, own, jnp.zeros(slots, jnp.uint32), jnp.zeros(slots, bool))
 
 
 def grow(memory: Memory, slots: int) -> Memory:
@@ -97,7 +98,8 @@ def remember(memory: Memory, task: int | jax.Array, mask: Tree, params: Tree) ->
   packed = pack(mask)
   bits = jax.tree.map(lambda old, new: old.at[task].set(new, mode='drop'), memory.bits, packed)
   own = jax.tree.map(lambda x, old: None if old is None else old.at[task].set(x, mode='drop'), params, memory.own)
-  return Memory(bits, own, memory.here.at[task].set(True, mode='drop'))
+  sums = memory.sums.at[task].set(_sum_of_bits(mask, memory.own, params), mode='drop')
+  return Memory(bits, own, sums, memory.here.at[task].set(True, mode='drop'))
 
 
 def forget(memory: Memory, task: int | jax.Array) -> Memory:
@@ -126,6 +128,27 @@ def recall(memory: Memory, task: int | jax.Array, params: Tree) -> Tree:
   task = _known(memory, _slot(memory, task))
   seen = apply(task_mask(memory, task, params), params)
   return jax.tree.map(lambda x, own: x if own is None else _at(own, task), seen, memory.own)
+
+
+def intact(memory: Memory, params: Tree) -> jax.Array:
+  """Is what was protected for each task (its shared weights, and frozen leaves) as it was when the task was remembered?
+
+  By a sum of bits that one changed number always changes, and several do but for one case in 2³². Where it is False something has
+  trained without `protect`, or with a state that had all weights free, and what the task has learned is lost.
+
+  Args:
+    params: as `remember` was given them.
+  Returns: bool [slots]; True for slots that are not in use.
+  """
+  _check(memory, params)
+  sums = lax.map(lambda t: _sum_of_bits(task_mask(memory, t, params), memory.own, params), jnp.arange(memory.here.shape[0]))
+  return (sums == memory.sums) | ~memory.here
+
+
+def check_intact(intact: jax.Array) -> None:
+  """Raises ValueError naming the tasks whose weights have changed since. `intact`: concrete, of one memory or several."""
+  if changed := _changed(intact):
+    raise ValueError(changed)
 
 
 def export(memory: Memory, task: int | jax.Array, phi: Tree, reparam: Reparam) -> Tree:
@@ -226,6 +249,29 @@ def check_room(capacity: Capacity, least: int = 1) -> None:
     tasks, size = (int(np.ravel(np.asarray(x))[i]) for x in (capacity.tasks, capacity.size))
     raise ValueError(f'no room for another task: of {size} weights {size - int(left[i])} are in use (tasks: {tasks}), and '
                      f'{int(left[i])} are free where at least {least} are wanted; forget a task, or choose sparser masks.')
+
+
+def _changed(intact: Any) -> str:
+  lost = np.flatnonzero(~np.asarray(intact).reshape(-1, np.shape(intact)[-1]).all(0)).tolist()
+  return (f'weights that the tasks {lost} use have changed since they were remembered, and so have these tasks: train with the '
+          "optimiser's state that packnet.begin_task gives, not with that of tx.init, which leaves every weight free."
+          if lost else '')
+
+
+def _sum_of_bits(mask: Tree, own: Tree, params: Tree) -> jax.Array:
+  """Σ (2 i + 1) · word i modulo 2³², of shared leaves under a mask and of all of the frozen ones. Odd factors have an inverse:
+  one word that changes, changes the sum."""
+  def leaf(x: Any, m: Any, kept: Any) -> jax.Array:
+    if kept is not None:
+      return jnp.uint32(0)
+    x = jnp.asarray(x)
+    x = x.astype(jnp.uint8) if x.dtype == bool else jnp.stack([x.real, x.imag], -1) if jnp.iscomplexobj(x) else x
+    words = lax.bitcast_convert_type(x, f'uint{8 * min(x.dtype.itemsize, 4)}').astype(jnp.uint32)
+    if m is not None:
+      words = jnp.where(m.reshape(m.shape + (1,) * (words.ndim - m.ndim)), words, 0)
+    words = words.ravel()
+    return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+  return jax.tree.reduce(jnp.add, jax.tree.map(leaf, params, mask, own))
 
 
 def _at(slots: jax.Array, task: int | jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Algorithm 1: masks against a sort, the walk over densities against tables and a loop, and three tasks learned for good."""
 import functools
+import warnings
 from fractions import Fraction
 
 import haiku as hk
@@ -391,6 +392,32 @@ def test_an_end_that_is_not_good_enough_is_warned_of(life):
     assert not end(1.0).found.met
   with pytest.raises(ValueError, match='begin_task looks at how much is free, and refuses: call it outside jit'):
     jax.jit(lambda memory: packnet.begin_task(TX, memory, phi))(memory)
+
+
+def test_a_forgotten_begin_task_is_told_at_the_end(life):
+  """An optimiser that begins by its own `init` protects nothing: said inside jit, outside, of mapped memories, and at the next
+  beginning."""
+  memory, phi, _, _ = life[0]
+  kept, _ = learn(phi, packnet.begin_task(TX, memory, phi), LABELS[1])
+  lost, _ = learn(phi, TX.init(phi), LABELS[1])
+
+  def end(memory, phi):
+    return packnet.end_task(memory, 1, phi, phi, lambda p: jnp.float32(0.5), [0.2, 0.5], 0.0, how='left', side_by_side=False)
+  told = r'weights that the tasks \[0\] use have changed since they were remembered'
+  twice = [jax.tree.map(lambda *x: jnp.stack(x), *pair) for pair in ((memory, memory), (kept, lost))]
+  for ends, arguments in ((end, (memory, lost)), (jax.jit(end), (memory, lost)), (jax.jit(jax.vmap(end)), twice)):
+    with pytest.warns(UserWarning, match=told) as warned:
+      jax.block_until_ready(ends(*arguments))
+      jax.effects_barrier()
+    assert len(warned) == 1
+  with pytest.raises(ValueError, match=r'weights that the tasks \[0, 1\] use have changed'):
+    packnet.begin_task(TX, jax.jit(end)(memory, kept).memory, lost)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    ended = jax.jit(end)(memory, kept)
+    packnet.end_task(ended.memory, 0, kept, kept, lambda p: jnp.float32(0.5), [0.2, 0.5], 0.0)   # a task may be replaced
+    jax.effects_barrier()
+    packnet.begin_task(TX, ended.memory, ended.phi)
 
 
 def test_what_is_wrong_with_the_end_of_a_task_is_said_before_the_search(life):

@@ -117,7 +117,7 @@ def test_leaves_that_are_not_shared(rest):
 def test_a_hundred_tasks_of_a_million_weights():
   shapes = {'l': {'w': jax.ShapeDtypeStruct((1000, 1000), jnp.float32), 'b': jax.ShapeDtypeStruct((1000,), jnp.float32)}}
   memory = jax.eval_shape(functools.partial(task_masks.begin, slots=100), shapes)
-  assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(memory)) == 100 * (1_000_000 // 8 + 1)   # 12.5 MB
+  assert sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(memory)) == 100 * (1_000_000 // 8 + 5)   # 12.5 MB
 
 
 def test_each_seed_has_its_own_under_vmap():
@@ -176,6 +176,38 @@ def test_batch_normalisation_keeps_what_a_task_had(rest):
   np.testing.assert_array_equal(bits(again), bits(logits))
   other, _ = apply(*split(recall(memory, 1, second)), x, False)
   assert np.array_equal(other, logits) == (rest == 'frozen')   # of the same mask: all that could differ is the rest
+
+
+def test_a_change_of_one_bit_is_seen_in_the_tasks_that_use_it():
+  rng = np.random.default_rng(2)
+  params = PARAMS | {'odd': {'w': jnp.asarray(rng.normal(size=(3, 4)), jnp.bfloat16), 'z': jnp.ones(2, jnp.complex64)}}
+  masks = [random_mask(rng) | {'odd': {'w': jnp.asarray(rng.random((3, 4)) < 0.5), 'z': None}} for _ in range(3)]
+  memory = task_masks.begin(params, 4, where=lambda name, leaf: name.endswith('/w'))   # biases, and z, are frozen
+  assert task_masks.intact(memory, params).all()
+  for t, mask in enumerate(masks):
+    memory = jax.jit(task_masks.remember)(memory, t, mask, params)
+  look = jax.jit(task_masks.intact)
+  assert look(memory, params).all() and look(task_masks.grow(memory, 9), params).all()
+
+  def flipped(module, name, i):
+    x = np.array(params[module][name])
+    words = x.reshape(-1).view(np.uint16 if x.dtype.itemsize == 2 else np.uint32)
+    words[i] ^= 1 << int(rng.integers(16))
+    return params | {module: params[module] | {name: jnp.asarray(x)}}
+  for module in masks[0]:
+    for i in range(params[module]['w'].size):
+      users = [bool(mask[module]['w'].ravel()[i]) for mask in masks]
+      assert look(memory, flipped(module, 'w', i)).tolist() == [not u for u in users] + [True]
+  assert look(memory, flipped('a', 'b', 3)).tolist() == [False, False, False, True]   # frozen for all
+  swapped = params | {'a': params['a'] | {'b': params['a']['b'][::-1]}}
+  assert not look(memory, swapped)[0]
+  changed = flipped('a', 'b', 3)
+  with pytest.raises(ValueError, match=r'weights that the tasks \[0, 1, 2\] use have changed since they were remembered'):
+    task_masks.check_intact(look(memory, changed))
+  forgotten = task_masks.forget(task_masks.forget(memory, 0), 2)
+  with pytest.raises(ValueError, match=r'tasks \[1\] use'):
+    task_masks.check_intact(jnp.stack([look(forgotten, params), look(forgotten, changed)]))   # of several memories
+  task_masks.check_intact(look(memory, params))
 
 
 def test_no_room_is_refused_with_its_numbers():
