@@ -41,8 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.momentum = 0.9                 # of the optimizers 'momentum' and 'momentum_decay'
   config.weight_decay = 1e-4            # of 'adamw' and 'momentum_decay'; acts on θ under target_propagation, on φ otherwise
   config.phi_decay = 0.0                # decay of φ itself, times the learning rate, whatever the optimizer
-  config.clip_norm = 0.0                # of the gradient of all parameters, at θ under target_propagation: longer ones are
-  #                                       shortened to it, before the optimizer sees them; 0: none
+  config.clip_norm = 0.0                # of the gradient of all that may change, at θ under target_propagation: longer ones
+  #                                       are shortened to it, before the optimizer sees them; 0: none
   config.label_smoothing = 0.0          # share of each label that is spread over all classes, in training
 
   # Sparse training: what the algorithms of the sweep share.

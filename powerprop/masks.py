@@ -69,7 +69,7 @@ def top_k_global(scores: Any, k: int | jax.Array, live: Any = None) -> Any:
   def split_ties() -> list[jax.Array]:
     above = [mask & (magnitude_bits(x) > rank.pattern) for x, mask in zip(leaves, masks, strict=True)]
     ties = [mask & (magnitude_bits(x) == rank.pattern) for x, mask in zip(leaves, masks, strict=True)]
-    hashes = _hashes([x.shape for x in leaves])
+    hashes = hashes_of_places([x.shape for x in leaves])
     wanted = k - rank.above
     least = kth_pattern([jnp.where(tie, h, 0) for tie, h in zip(ties, hashes, strict=True)], wanted).pattern
     # For k = 0 `least` is the largest integer, which one hash equals.
@@ -106,7 +106,7 @@ def layerwise(scores: Any, counts: Any, live: Any = None) -> Any:
   return jax.tree_util.tree_map_with_path(leaf, scores, counts, live, is_leaf=is_none)
 
 
-def _hashes(shapes: list[tuple[int, ...]]) -> list[jax.Array]:
+def hashes_of_places(shapes: list[tuple[int, ...]]) -> list[jax.Array]:
   """[...] int32 in [0, 2³¹) for each shape: a fixed order of all entries, no two alike, blind to the axes.
 
   The flat index runs on from leaf to leaf, a sum of one iota per axis: a reshape would move sharded data.

@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,7 @@ from powerprop import masks
 from powerprop.masks import is_none
 from powerprop.protection import keep, with_free
 from powerprop.reparam import Tree, leaf_name
-from powerprop.task_masks import Memory, capacity, check_intact, check_room, free, intact, remember, shared
+from powerprop.task_masks import Capacity, Memory, capacity, check_intact, check_room, free, intact, remember, shared
 from powerprop.thresholds import check_mask, check_structure
 
 Choose = Callable[[Any], Tree]            # number of weights, or a tree of numbers → mask
@@ -165,8 +166,8 @@ def search(evaluate: Evaluate, choose: Choose, counts: Any, dense_score: jax.Arr
     counts: int32 [D], increasing, or a tree of them, as `make_counts` makes it.
     dense_score: P, on the same held-out set of the same task.
     gamma: γ in [0, 1], traced or not.
-    side_by_side: score all masks in one batch, which holds D copies of the weights; else one after another, which on CPUs
-      takes the same time.
+    side_by_side: score all masks in one batch, which holds D copies of the weights; else one after another, which is faster on
+      CPUs (RESULTS.md).
   Raises: ValueError when counts have no common length; and where they are known, for those that do not increase, for another γ
     and for a score below 0, of which a share is no bound.
   """
@@ -297,7 +298,12 @@ def reinitialise(memory: Memory, phi: Tree, fresh: Tree, how: str = 'fresh') -> 
 # ---- a task's beginning and end --------------------------------------------------------------------------------------
 
 
-def begin_task(tx: optax.GradientTransformation, memory: Memory, phi: Tree) -> Any:
+@jax.jit   # outside a program of the caller's: else every task would compile the loops in them anew
+def _look(memory: Memory, tree: Tree) -> tuple[jax.Array, Capacity, Tree]:
+  return intact(memory, tree), capacity(memory, tree), free(memory, tree)
+
+
+def begin_task(tx: optax.GradientTransformation, memory: Memory, phi: Tree, state: Tree = None) -> Any:
   """State of an optimiser that begins anew, with the weights of all tasks that are remembered protected.
 
       opt_state = packnet.begin_task(tx, memory, phi)
@@ -307,14 +313,21 @@ def begin_task(tx: optax.GradientTransformation, memory: Memory, phi: Tree) -> A
   Args:
     tx: with one `protect` in it.
     memory, phi: as the task before has left them.
+    state: what Haiku keeps beside the parameters (averages of BatchNorm), where the memory was begun with both of them; it is no
+      business of the optimiser.
   Raises: ValueError where there is no room for another task (`task_masks.check_room`), where weights of an earlier one have
     changed (`task_masks.check_intact`), and inside jit.
   """
-  if any(_traced(x) for x in jax.tree.leaves((memory, phi))):
+  if any(_traced(x) for x in jax.tree.leaves((memory, phi, state))):
     raise ValueError('begin_task looks at how much is free, and refuses: call it outside jit.')
-  check_intact(intact(memory, phi))
-  check_room(capacity(memory, phi))
-  return with_free(tx.init(phi), free(memory, phi))
+  if state is None:
+    unchanged, room, may_change = _look(memory, phi)
+  else:
+    unchanged, room, may_change = _look(memory, hk.data_structures.merge(phi, state))
+    may_change = {module: {name: may_change[module][name] for name in leaves} for module, leaves in phi.items()}
+  check_intact(unchanged)
+  check_room(room)
+  return with_free(tx.init(phi), may_change)
 
 
 class Ended(NamedTuple):
@@ -376,7 +389,7 @@ def _warn_of_lost_tasks(memory: Memory, task: int | jax.Array, phi: Tree) -> Non
     try:
       check_intact(found)
     except ValueError as error:
-      warnings.warn(str(error), stacklevel=2)
+      warnings.warn(str(error), stacklevel=1)   # on a thread of JAX's: no line of the caller's is above it
   jax.debug.callback(look, intact(memory, phi) | (jnp.arange(memory.here.shape[0]) == task))
 
 

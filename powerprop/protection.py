@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from powerprop.reparam import Tree
+from powerprop.reparam import Tree, leaf_name
 from powerprop.thresholds import check_mask, check_structure
 from powerprop.transforms import Outermost, find_states
 
@@ -79,8 +80,8 @@ def with_free(opt_state: Any, free: Tree) -> Any:
     opt_state: state of a transformation with one `protect` in it.
     free: bool like the parameters: `task_masks.free`, or what is free and in the mask of a task, to retrain under it. Within
       optax.partition it is of the whole tree, too.
-  Raises: ValueError when there is not exactly one, when something is chained after it (by optax.chain), or for a tree that does
-    not fit.
+  Raises: ValueError when there is not exactly one, when something is chained after it (by optax.chain), for a tree that does not
+    fit, and outside jit for entries that are not free in a group of optax.partition without `protect`.
   """
   states = find_states(opt_state, ProtectState, 'protect')
   if len(states) != 1:
@@ -91,6 +92,9 @@ def with_free(opt_state: Any, free: Tree) -> Any:
 
   def leaf(path: Any, old: Any, new: Any) -> Any:
     if absent(old):
+      if not isinstance(new, jax.core.Tracer) and not np.all(new):
+        raise ValueError(f'{leaf_name(path)} has protected entries, and optax.partition gives it to a transformation without '
+                         'protect: put protect around the partition, or let it be free.')
       return old
     check_mask(new, old, path)
     return jnp.array(new)   # a copy: the state may be donated to a step, and `free` is wanted after it

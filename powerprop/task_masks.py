@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from powerprop.masks import apply, is_none, pack, unpack
+from powerprop.masks import apply, hashes_of_places, is_none, pack, unpack
 from powerprop.reparam import Reparam, Tree, Where, describe_leaves, is_weight, leaf_name
 from powerprop.thresholds import check_mask, check_structure
 
@@ -133,8 +133,8 @@ def recall(memory: Memory, task: int | jax.Array, params: Tree) -> Tree:
 def intact(memory: Memory, params: Tree) -> jax.Array:
   """Is what was protected for each task (its shared weights, and frozen leaves) as it was when the task was remembered?
 
-  By a sum of bits that one changed number always changes, and several do but for one case in 2³². Where it is False something has
-  trained without `protect`, or with a state that had all weights free, and what the task has learned is lost.
+  By a sum of mixed bits, which the change of one number changes, and any other change but for one case in 2³². Where it is False
+  something has trained without `protect`, or with a state that had all weights free, and what the task has learned is lost.
 
   Args:
     params: as `remember` was given them.
@@ -254,24 +254,38 @@ def check_room(capacity: Capacity, least: int = 1) -> None:
 def _changed(intact: Any) -> str:
   lost = np.flatnonzero(~np.asarray(intact).reshape(-1, np.shape(intact)[-1]).all(0)).tolist()
   return (f'weights that the tasks {lost} use have changed since they were remembered, and so have these tasks: train with the '
-          "optimiser's state that packnet.begin_task gives, not with that of tx.init, which leaves every weight free."
-          if lost else '')
+          "optimiser's state that packnet.begin_task gives, not with that of tx.init, which leaves every weight free. To go on, "
+          'take parameters from before, or task_masks.forget these tasks.' if lost else '')
 
 
 def _sum_of_bits(mask: Tree, own: Tree, params: Tree) -> jax.Array:
-  """Σ (2 i + 1) · word i modulo 2³², of shared leaves under a mask and of all of the frozen ones. Odd factors have an inverse:
-  one word that changes, changes the sum."""
-  def leaf(x: Any, m: Any, kept: Any) -> jax.Array:
-    if kept is not None:
-      return jnp.uint32(0)
+  """Σ mix(word ⊕ hash of its place) modulo 2³², of shared leaves under a mask and of all of the frozen ones.
+
+  `mix` maps 32 bits one to one, so one word that changes, changes the sum; it is far from linear, so changes of several do not
+  cancel. −0 and subnormal numbers count as 0: they are not 0 to bits alone, and an optimiser on a CPU may make it of them.
+  """
+  def words(x: Any) -> jax.Array:
     x = jnp.asarray(x)
-    x = x.astype(jnp.uint8) if x.dtype == bool else jnp.stack([x.real, x.imag], -1) if jnp.iscomplexobj(x) else x
-    words = lax.bitcast_convert_type(x, f'uint{8 * min(x.dtype.itemsize, 4)}').astype(jnp.uint32)
+    if jnp.iscomplexobj(x):
+      x = jnp.stack([x.real, x.imag], -1)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+      x = jnp.where(jnp.abs(x) < jnp.finfo(x.dtype).tiny, jnp.zeros_like(x), x)
+    x = x.astype(jnp.uint8) if x.dtype == bool else x
+    return lax.bitcast_convert_type(x, f'uint{8 * min(x.dtype.itemsize, 4)}').astype(jnp.uint32)
+
+  def mix(x: jax.Array) -> jax.Array:   # MurmurHash3's finaliser
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85ebca6b)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xc2b2ae35)
+    return x ^ (x >> 16)
+  kept = jax.tree.map(lambda x, m, own: None if own is not None else (words(x), m), params, mask, own)
+  pairs = jax.tree.leaves(kept, is_leaf=lambda x: isinstance(x, tuple))
+  total = jnp.uint32(0)
+  for (word, m), place in zip(pairs, hashes_of_places([word.shape for word, _ in pairs]), strict=True):
+    mixed = mix(word ^ mix(place.astype(jnp.uint32)))
     if m is not None:
-      words = jnp.where(m.reshape(m.shape + (1,) * (words.ndim - m.ndim)), words, 0)
-    words = words.ravel()
-    return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
-  return jax.tree.reduce(jnp.add, jax.tree.map(leaf, params, mask, own))
+      mixed = jnp.where(m.reshape(m.shape + (1,) * (mixed.ndim - m.ndim)), mixed, 0)
+    total += jnp.sum(mixed, dtype=jnp.uint32)
+  return total
 
 
 def _at(slots: jax.Array, task: int | jax.Array) -> jax.Array:

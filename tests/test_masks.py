@@ -109,8 +109,8 @@ def test_ties_are_spread_evenly():
   assert np.mean(mask.reshape(-1, 8).all(1)) < 1e-3
 
 
-def test_no_two_hashes_are_alike():
-  found = np.concatenate([np.asarray(h).reshape(-1) for h in masks._hashes([(300, 400), (), (7, 11, 13)])])
+def test_no_twohashes_of_places_are_alike():
+  found = np.concatenate([np.asarray(h).reshape(-1) for h in masks.hashes_of_places([(300, 400), (), (7, 11, 13)])])
   np.testing.assert_array_equal(found[-1002:], list(hashes(1002, start=120_000)))
   assert np.unique(found).size == found.size and found.min() >= 0
 
@@ -128,7 +128,7 @@ def branches(jaxpr):
 def test_nothing_is_nothing_also_where_a_hash_is_the_largest_integer(monkeypatch):
   """Of the first 2³¹ entries that is number 428,789,825, too large for a test; and it has to tie: a NaN of all ones."""
   assert next(hashes(1, 428_789_825)) == 2 ** 31 - 1
-  monkeypatch.setattr(masks, '_hashes', lambda shapes: [jnp.full(shape, 2 ** 31 - 1, jnp.int32) for shape in shapes])
+  monkeypatch.setattr(masks, 'hashes_of_places', lambda shapes: [jnp.full(shape, 2 ** 31 - 1, jnp.int32) for shape in shapes])
   assert not masks.top_k(jnp.full(6, 0x7fffffff, jnp.int32).view(jnp.float32), 0).any()
 
 

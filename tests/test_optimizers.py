@@ -57,12 +57,14 @@ def test_decay_of_phi_in_a_group():
   np.testing.assert_allclose(updates['l']['w'], [[-0.1, 0.05]], rtol=1e-6)
 
 
+@pytest.mark.parametrize(('protocol', 'algorithm'), [('supervised', 'dense'), ('continual', 'fine_tune'),
+                                                     ('continual', 'packnet')])
 @pytest.mark.parametrize(('clip', 'length'), [(0.0, 5.0), (10.0, 5.0), (1.0, 1.0)])
-def test_long_gradients_are_shortened_before_target_propagation(clip, length):
+def test_long_gradients_are_shortened_before_target_propagation(clip, length, protocol, algorithm):
   """A gradient of length 5 at θ: the step is −rate · gradient · 2|φ|, and that of biases −rate · gradient."""
-  config = make_config(clip_norm=clip, **{'sweep.optimizer': ('sgd',)})
+  config = make_config(clip_norm=clip, protocol=protocol, **{'sweep.optimizer': ('sgd',)})
   group = sweep.make_group(config, {'alpha': 2.0, 'optimizer': 'sgd', 'update': 'target_propagation', 'biases': 'plain',
-                                         'algorithm': 'dense', 'sparsity': 0.0})
+                                         'algorithm': algorithm, 'sparsity': 0.0})
   tx = group.optimizer(0.5, None, None)
   gradient = {'l': {'w': jnp.array([[3.0, 0.0]]), 'b': jnp.array([0.0, 4.0])}}
   updates, _ = tx.update(gradient, tx.init(THETA), THETA)

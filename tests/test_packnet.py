@@ -415,9 +415,38 @@ def test_a_forgotten_begin_task_is_told_at_the_end(life):
   with warnings.catch_warnings():
     warnings.simplefilter('error')
     ended = jax.jit(end)(memory, kept)
-    packnet.end_task(ended.memory, 0, kept, kept, lambda p: jnp.float32(0.5), [0.2, 0.5], 0.0)   # a task may be replaced
+    packnet.end_task(memory, 0, lost, lost, lambda p: jnp.float32(0.5), [0.2, 0.5], 0.0)   # a task may be replaced
     jax.effects_barrier()
     packnet.begin_task(TX, ended.memory, ended.phi)
+
+
+def test_a_beginning_compiles_nothing_anew(life):
+  memory, phi, _, _ = life[0]
+  packnet.begin_task(TX, memory, phi)
+  other = task_masks.remember(memory, 1, task_masks.task_mask(memory, 0, phi), phi)
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+      lambda event, _, **more: compiled.append(event) if event.endswith('backend_compile_duration') else None)
+  packnet.begin_task(TX, other, phi)
+  assert not compiled
+  jax.jit(lambda x: x + 1.25)(jnp.ones(3))
+  assert compiled   # what is counted is what is compiled
+
+
+def test_running_averages_are_in_the_memory_and_not_in_the_optimiser():
+  def forward(x):
+    return hk.Linear(3)(hk.BatchNorm(True, True, 0.9)(hk.Linear(4)(x), is_training=True))
+  phi, state = hk.transform_with_state(forward).init(jax.random.key(0), INPUTS)
+  for rest in ('own', 'frozen'):
+    tree = hk.data_structures.merge(phi, state)
+    memory = task_masks.begin(tree, 2, rest=rest)
+    mask = jax.tree.map(lambda x: jnp.abs(x) > 0.1, task_masks.shared(memory, tree))
+    memory = task_masks.remember(memory, 0, mask, tree)
+    opt_state = packnet.begin_task(TX, memory, phi, state)
+    free = task_masks.free(memory, tree)
+    assert jax.tree.structure(opt_state.free) == jax.tree.structure(phi)
+    jax.tree.map(np.testing.assert_array_equal, opt_state.free, {k: {n: free[k][n] for n in v} for k, v in phi.items()})
+    assert opt_state.free['batch_norm']['scale'].all() == (rest == 'own') and not opt_state.free['linear']['w'].all()
 
 
 def test_what_is_wrong_with_the_end_of_a_task_is_said_before_the_search(life):

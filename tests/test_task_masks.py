@@ -189,25 +189,50 @@ def test_a_change_of_one_bit_is_seen_in_the_tasks_that_use_it():
   look = jax.jit(task_masks.intact)
   assert look(memory, params).all() and look(task_masks.grow(memory, 9), params).all()
 
-  def flipped(module, name, i):
+  def with_words(module, name, change):
     x = np.array(params[module][name])
     words = x.reshape(-1).view(np.uint16 if x.dtype.itemsize == 2 else np.uint32)
-    words[i] ^= 1 << int(rng.integers(16))
+    change(words)
     return params | {module: params[module] | {name: jnp.asarray(x)}}
+
+  def flipped(module, name, i, bit):
+    return with_words(module, name, lambda words: words.__setitem__(i, words[i] ^ (1 << bit)))
   for module in masks[0]:
     for i in range(params[module]['w'].size):
       users = [bool(mask[module]['w'].ravel()[i]) for mask in masks]
-      assert look(memory, flipped(module, 'w', i)).tolist() == [not u for u in users] + [True]
-  assert look(memory, flipped('a', 'b', 3)).tolist() == [False, False, False, True]   # frozen for all
-  swapped = params | {'a': params['a'] | {'b': params['a']['b'][::-1]}}
-  assert not look(memory, swapped)[0]
-  changed = flipped('a', 'b', 3)
+      for bit in (0, 15) if module == 'odd' else (0, 13, 31):   # of the mantissa, of the sign
+        assert look(memory, flipped(module, 'w', i, bit)).tolist() == [not u for u in users] + [True]
+  changed = flipped('a', 'b', 3, 7)
+  assert look(memory, changed).tolist() == [False, False, False, True]   # frozen for all
   with pytest.raises(ValueError, match=r'weights that the tasks \[0, 1, 2\] use have changed since they were remembered'):
     task_masks.check_intact(look(memory, changed))
   forgotten = task_masks.forget(task_masks.forget(memory, 0), 2)
   with pytest.raises(ValueError, match=r'tasks \[1\] use'):
     task_masks.check_intact(jnp.stack([look(forgotten, params), look(forgotten, changed)]))   # of several memories
   task_masks.check_intact(look(memory, params))
+
+
+@pytest.mark.parametrize('change', [
+  lambda p: jax.tree.map(jnp.negative, p), lambda p: {name: 2 * x for name, x in p.items()}, lambda p: p | {'a': -4 * p['a']},
+  lambda p: p | {'a': -p['a']}, lambda p: {'a': p['c'], 'c': p['a']}, lambda p: p | {'a': p['a'][::-1]},
+  lambda p: p | {'a': p['a'].at[0, 0].mul(-1).at[3, 2].mul(-1)}, lambda p: p | {'a': p['a'].at[0, 0].mul(2).at[3, 2].mul(2)},
+  lambda p: p | {'a': p['a'].at[0, 0].set(p['a'][1, 1]).at[1, 1].set(p['a'][0, 0])}])
+def test_changes_of_many_do_not_cancel(change):
+  """Those that a sum of the numbers' bits would not see: the top bit of each weighs the same, wherever it stands."""
+  params = {name: jnp.asarray(np.random.default_rng(i).normal(size=(8, 6)), jnp.float32) for i, name in enumerate('ac')}
+  memory = task_masks.begin(params, 2, where=lambda name, leaf: True)
+  memory = task_masks.remember(memory, 0, jax.tree.map(lambda x: jnp.ones(x.shape, bool), params), params)
+  assert task_masks.intact(memory, params).tolist() == [True, True]
+  assert task_masks.intact(memory, change(params)).tolist() == [False, True]
+
+
+def test_zero_by_any_other_name_is_intact():
+  """What XLA's sums on CPUs make of subnormal numbers, and apply_if_finite of −0."""
+  params = {'w': jnp.asarray([1.0, -0.0, 1e-40, -1e-39, np.nan, -np.inf], jnp.float32)}
+  memory = task_masks.begin(params, 1, where=lambda name, leaf: True)
+  memory = task_masks.remember(memory, 0, {'w': jnp.ones(6, bool)}, params)
+  assert task_masks.intact(memory, {'w': jnp.asarray([1.0, 0.0, 0.0, -0.0, np.nan, -np.inf], jnp.float32)}).all()
+  assert not task_masks.intact(memory, {'w': jnp.asarray([1.0, 0.0, 2e-38, 0.0, np.nan, -np.inf], jnp.float32)}).any()
 
 
 def test_no_room_is_refused_with_its_numbers():
