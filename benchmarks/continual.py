@@ -1,4 +1,4 @@
-"""What learning task after task pays: a protected step, a step whose layers are full, and the search for a mask."""
+"""What learning task after task pays: a protected step, a step whose layers are full, the search for a mask, and a late task."""
 import functools
 import statistics
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from powerprop.frozen import skip_frozen
 from powerprop.reparam import Tree
 
 BATCH, WIDTH = 128, 2000   # of the larger network on permuted MNIST
+STEPS = 500                # of a task, where whole tasks are compared
 DENSITIES = [0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
 REPARAM = powerpropagation(2.0)
 NET = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([WIDTH, WIDTH, 10])(x)))
@@ -96,5 +97,42 @@ def search(quick: bool) -> list[Row]:
           ratio(f'{title}: one after another / side by side', times['one after another'], times['side by side'])]
 
 
+def growth(quick: bool) -> list[Row]:
+  """A whole task after 99 others against one after one other: begun, trained for STEPS, its mask found among eight."""
+  images, labels = examples(5000)
+  net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([100, 100, 10])(x)))
+  tx = protect(target_propagation(optax.sgd(0.1, 0.9), REPARAM))
+  phi = REPARAM.inverse(jax.jit(net.init)(jax.random.key(2), images[:1]))
+
+  def loss(theta: Tree, i: jax.Array) -> jax.Array:
+    x, y = (jax.lax.dynamic_slice_in_dim(a, i * BATCH % 4096, BATCH) for a in (images, labels))
+    return optax.softmax_cross_entropy_with_integer_labels(net.apply(theta, x), y).mean()
+
+  @jax.jit
+  def learn(phi: Tree, state: Any) -> Tree:
+    def step(carry: Any, i: jax.Array) -> Any:
+      phi, state = carry
+      updates, state = tx.update(jax.grad(loss)(REPARAM.weights(phi), i), state, phi)
+      return (optax.apply_updates(phi, updates), state), None
+    return jax.lax.scan(step, (phi, state), jnp.arange(STEPS))[0][0]
+
+  def accuracy(phi: Tree) -> jax.Array:
+    return jnp.mean(jnp.argmax(net.apply(REPARAM.weights(phi), images), axis=1) == labels)
+  finish = jax.jit(lambda memory, t, phi: packnet.end_task(memory, t, phi, phi, accuracy, DENSITIES, side_by_side=False))
+  remember = jax.jit(task_masks.remember)
+
+  def turn(memory: task_masks.Memory, others: int) -> None:
+    jax.block_until_ready(finish(memory, others, learn(phi, packnet.begin_task(tx, memory, phi))))
+  memory, weights = task_masks.begin(phi, 100), task_masks.shared(task_masks.begin(phi, 1), phi)
+  keys = iter(jax.random.split(jax.random.key(3), 400))
+  memories = {}
+  for task in range(99):
+    mask = jax.tree.map(lambda x: jax.random.uniform(next(keys), x.shape) < 0.005, weights)
+    memories[task + 1] = memory = remember(memory, task, mask, phi)
+  functions = {others: functools.partial(turn, memories[others], others) for others in (1, 99)}
+  times = take_turns({str(others): function for others, function in functions.items()}, 3 if quick else 15)
+  return [ratio('the hundredth task / the second, MLP 2 × 100', times['99'], times['1'], 1.05)]
+
+
 def run(quick: bool) -> list[Row]:
-  return steps(quick) + search(quick)
+  return steps(quick) + search(quick) + growth(quick)

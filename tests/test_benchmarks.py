@@ -8,7 +8,7 @@ import pytest
 from tiny_photographs import network
 
 from benchmarks import __main__ as command
-from benchmarks import convolutions, photographs, streamed, thresholds, training
+from benchmarks import continual, convolutions, photographs, streamed, thresholds, training
 from benchmarks.paired import Times, per, ratio, row, take_turns
 from configs import mnist_lenet
 from experiments.data import jpeg
@@ -177,3 +177,18 @@ def test_collectives_are_counted_by_kind():
   ROOT %d = f32[2,2]{1,0} all-gather(%a), dimensions={0}
   """
   assert streamed.exchanged(text) == {'all-reduce': (2, 3 * 4 + 1 + 5), 'all-gather': (1, 4)}
+
+
+def test_a_late_task_is_a_whole_task_with_all_others_remembered(monkeypatch):
+  begun, times = [], Times([2.0], [2.0])
+  def one_turn_each(functions, rounds):
+    for function in functions.values():
+      function()
+    return {'1': times, '99': times}
+  begin = continual.packnet.begin_task
+  monkeypatch.setattr(continual, 'STEPS', 2)
+  monkeypatch.setattr(continual, 'take_turns', one_turn_each)
+  monkeypatch.setattr(continual.packnet, 'begin_task', lambda tx, memory, phi: begun.append(memory) or begin(tx, memory, phi))
+  (found,) = continual.growth(True)
+  assert [int(memory.here.sum()) for memory in begun] == [1, 99] and {memory.here.shape for memory in begun} == {(100,)}
+  assert found['value'] == 1.0 and found['target'] == 1.05
