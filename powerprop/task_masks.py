@@ -147,8 +147,11 @@ def intact(memory: Memory, params: Tree) -> jax.Array:
 
 def check_intact(intact: jax.Array) -> None:
   """Raises ValueError naming the tasks whose weights have changed since. `intact`: concrete, of one memory or several."""
-  if changed := _changed(intact):
-    raise ValueError(changed)
+  lost = np.flatnonzero(~np.asarray(intact).reshape(-1, np.shape(intact)[-1]).all(0)).tolist()
+  if lost:
+    raise ValueError(f'weights that the tasks {lost} use have changed since they were remembered, and so have these tasks: train '
+                     "with the optimiser's state that packnet.begin_task gives, not with that of tx.init, which leaves every "
+                     'weight free. To go on, take parameters from before, or task_masks.forget these tasks.')
 
 
 def export(memory: Memory, task: int | jax.Array, phi: Tree, reparam: Reparam) -> Tree:
@@ -249,13 +252,6 @@ def check_room(capacity: Capacity, least: int = 1) -> None:
     tasks, size = (int(np.ravel(np.asarray(x))[i]) for x in (capacity.tasks, capacity.size))
     raise ValueError(f'no room for another task: of {size} weights {size - int(left[i])} are in use (tasks: {tasks}), and '
                      f'{int(left[i])} are free where at least {least} are wanted; forget a task, or choose sparser masks.')
-
-
-def _changed(intact: Any) -> str:
-  lost = np.flatnonzero(~np.asarray(intact).reshape(-1, np.shape(intact)[-1]).all(0)).tolist()
-  return (f'weights that the tasks {lost} use have changed since they were remembered, and so have these tasks: train with the '
-          "optimiser's state that packnet.begin_task gives, not with that of tx.init, which leaves every weight free. To go on, "
-          'take parameters from before, or task_masks.forget these tasks.' if lost else '')
 
 
 def _sum_of_bits(mask: Tree, own: Tree, params: Tree) -> jax.Array:
