@@ -226,7 +226,7 @@ SEQUENCE = {
   'mixed_images': {'continual.sequence': 'mixed', 'continual.scenario': 'task', 'continual.tasks': 3}}
 PHOTOGRAPHS = TWO_BY_TWO | {'train_images': 45_000, 'batch_size': 125, 'steps': 720, 'augment': 'crop_and_flip'}
 SEQUENCE['permuted_hundred'] = {'model': 'mlp_500_500', 'steps': 916, 'clip_norm': 1.0}
-SEQUENCE['split_cifar10'] = PHOTOGRAPHS | {'dataset': 'cifar10', 'model': 'conv_16_32_64'}
+SEQUENCE['split_cifar10'] = PHOTOGRAPHS | {'dataset': 'cifar10', 'model': 'conv_16_32_64', 'steps': 360}
 SEQUENCE['split_cifar100'] = PHOTOGRAPHS | {'dataset': 'cifar100', 'model': 'alexnet_small', 'continual.tasks': 10}
 
 
@@ -248,6 +248,8 @@ def continual_changes(name, variant):
     if permuted and not packs and algorithm != 'separate':
       found |= {'sweep.learning_rate': (0.003, 0.01, 0.03, 0.1)}
       found |= {'sweep.penalty': (0.001, 0.01, 0.1)} if algorithm == 'synaptic_intelligence' else {}
+  if name == 'split_cifar10':
+    found |= {'sweep.alpha': (1, 2) if packs else (1,)}
   if name == 'permuted_hundred':
     found |= {'sweep.alpha': (1, 2), 'continual.matrix_every': 20, 'continual.inferred_images': 100}
     found |= ({'continual.tasks': 20, 'continual.share': 0.01 if algorithm == 'packnet' else 0.0,
