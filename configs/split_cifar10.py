@@ -1,8 +1,8 @@
 """Split CIFAR-10: five tasks of two classes each, each with outputs of its own; a 16-32-64 convolutional network.
 
 Our protocol: 5 epochs (360 steps at batch 125) for each task with crops and flips, 45,000 images for training, 5,000 for
-validation; methods as in permuted_mnist.py. RATES and STRENGTHS are what METHOD_tuning chose on the validation images, with a seed
-of its own, from the grids there. Results are in RESULTS.md, times in run.json beside them.
+validation; methods as in permuted_mnist.py. RATES are what METHOD_tuning chose on the validation images, with a seed of its own,
+from the grid there. Results are in RESULTS.md, times in run.json beside them.
 
   python -m experiments.main --config=configs/split_cifar10.py:packnet --workdir=runs/split_cifar10/packnet
   python -m experiments.main --config=configs/split_cifar10.py:packnet_tuning --workdir=runs/split_cifar10/packnet_tuning
@@ -13,6 +13,7 @@ where strengths are chosen as well, else 4 networks; so for each of ALGORITHMS, 
 from configs import base, permuted_mnist
 
 ALGORITHMS = permuted_mnist.ALGORITHMS
+RATES = permuted_mnist.RATES | {'packnet': (0.03, 0.03), 'efficient_packnet': (0.03, 0.1)}   # of α = 1, or of 1 and 2
 
 
 def get_config(variant: str = 'packnet'):
@@ -23,7 +24,7 @@ def get_config(variant: str = 'packnet'):
   config.batch_size, config.steps, config.augment = 125, 360, 'crop_and_flip'
   config.continual.sequence, config.continual.tasks, config.continual.scenario = 'split', 5, 'task'
   config.sweep.seed = (0, 1, 2)
-  config = permuted_mnist.method(config, algorithm, tuning)
+  config = permuted_mnist.method(config, algorithm, tuning, RATES)
   config.sweep.alpha = tuple(alpha for alpha in config.sweep.alpha if alpha <= 2)
   config.name = f'split_cifar10_{variant}'
   config.title = 'Two classes after two'

@@ -24,6 +24,7 @@ from configs import (
   mnist_sparse,
   permuted_hundred,
   permuted_mnist,
+  split_cifar10,
   split_mnist,
   sweeps,
 )
@@ -225,7 +226,9 @@ SEQUENCE = {
   'split_fashion_mnist': TWO_BY_TWO | {'steps': 370, 'dataset': 'fashion_mnist'},
   'mixed_images': {'continual.sequence': 'mixed', 'continual.scenario': 'task', 'continual.tasks': 3}}
 PHOTOGRAPHS = TWO_BY_TWO | {'train_images': 45_000, 'batch_size': 125, 'steps': 720, 'augment': 'crop_and_flip'}
-SEQUENCE['permuted_hundred'] = {'model': 'mlp_500_500', 'steps': 916, 'clip_norm': 1.0}
+SEQUENCE['permuted_hundred'] = {
+  'model': 'mlp_500_500', 'steps': 458, 'clip_norm': 1.0, 'continual.tasks': 100, 'continual.matrix_every': 20,
+  'continual.inferred_images': 100, 'continual.densities': (0.01, 0.02, 0.03, 0.05, 0.08)}
 SEQUENCE['split_cifar10'] = PHOTOGRAPHS | {'dataset': 'cifar10', 'model': 'conv_16_32_64', 'steps': 360}
 SEQUENCE['split_cifar100'] = PHOTOGRAPHS | {'dataset': 'cifar100', 'model': 'alexnet_small', 'continual.tasks': 10}
 
@@ -236,10 +239,12 @@ def continual_changes(name, variant):
   how = variant.removeprefix(algorithm).lstrip('_')
   packs, permuted = algorithm in ('packnet', 'efficient_packnet'), name == 'permuted_mnist'
   strengths = {'ewc': (3, 30, 300), 'ewc_online': (3, 30, 300), 'synaptic_intelligence': (0.01, 0.1, 1)}
-  own = {'split_mnist': split_mnist, 'permuted_hundred': permuted_hundred}.get(name, permuted_mnist)
+  own = {'split_mnist': split_mnist, 'permuted_hundred': permuted_hundred, 'split_cifar10': split_cifar10}.get(
+    name, permuted_mnist)
+  alphas = (1, 2) if name in ('permuted_hundred', 'split_cifar10') else (1, 2, 3)
   strength = getattr(own, 'STRENGTHS', permuted_mnist.STRENGTHS).get(algorithm, 0.0)
   found = {'protocol': 'continual', 'model': 'mlp_100_100', 'steps': 4_580, 'schedule': 'cosine', 'report': ('continual',),
-           'sweep.optimizer': ('momentum',), 'sweep.alpha': (1, 2, 3) if packs else (1,), 'sweep.algorithm': (algorithm,),
+           'sweep.optimizer': ('momentum',), 'sweep.alpha': alphas if packs else (1,), 'sweep.algorithm': (algorithm,),
            'sweep.seed': (0, 1, 2, 3, 4) if permuted else (0, 1, 2), 'sweep.penalty': (strength,),
            'checkpoint_epochs': 10, 'alpha_rates': own.RATES[algorithm]} | SEQUENCE[name]
   if how == 'tuning':
@@ -248,13 +253,8 @@ def continual_changes(name, variant):
     if permuted and not packs and algorithm != 'separate':
       found |= {'sweep.learning_rate': (0.003, 0.01, 0.03, 0.1)}
       found |= {'sweep.penalty': (0.001, 0.01, 0.1)} if algorithm == 'synaptic_intelligence' else {}
-  if name == 'split_cifar10':
-    found |= {'sweep.alpha': (1, 2) if packs else (1,)}
   if name == 'permuted_hundred':
-    found |= {'sweep.alpha': (1, 2), 'continual.matrix_every': 20, 'continual.inferred_images': 100}
-    found |= ({'continual.tasks': 20, 'continual.share': 0.01 if algorithm == 'packnet' else 0.0,
-               'sweep.learning_rate': (0.03, 0.1, 0.2, 0.4)} if how == 'tuning' else
-              {'sweep.seed': (0, 1, 2), 'continual.tasks': 100})
+    found |= {'sweep.learning_rate': (0.05, 0.1, 0.2, 0.4)} if how == 'tuning' else {'sweep.seed': (0, 1, 2)}
   return found | ({'continual.reinitialise': how} if how in ('left', 'zero') else {})
 
 
