@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from experiments import report, train
 from experiments import workdir as workdirs
 from experiments.progress import say
-from experiments.results import TRAINED, read_results, table
+from experiments.results import TRAINED
 from experiments.sweep import STATIC_AXES, rate_of, scopes_of
 from powerprop import flops
 
@@ -88,4 +88,4 @@ def write_run(workdir: pathlib.Path, origin: dict[str, Any], seconds: dict[str, 
 def finish(workdir: pathlib.Path) -> None:
   for path in report.write_report(workdir):
     say(f'wrote {path}')
-  say(table(read_results(workdir)))
+  say((workdir / 'table.md').read_text().rstrip())

@@ -208,7 +208,7 @@ def test_runs_side_by_side(finished, tmp_path):
   paths = table.write(tmp_path / 'table', [workdir, other])
   assert {path.name for path in paths} >= {'tasks.png', 'matrix.svg', 'mask_overlap.png', 'table.md'}
   lines = (tmp_path / 'table' / 'table.md').read_text().splitlines()
-  assert [[cell.strip() for cell in line.split('|')[1:3]] for line in lines[4:]] == [
+  assert [[cell.strip() for cell in line.split('|')[1:3]] for line in lines[4:8]] == [
     [method, '/'.join(run.parts[-2:])] for method in ('fine-tuning', 'EfficientPackNet') for run in (workdir, other)]
   with pytest.raises(UserError, match='a workdir is named twice'):
     table.write(tmp_path / 'table', [workdir, workdir])
@@ -245,6 +245,36 @@ def test_networks_that_diverged_are_counted_out(finished, tmp_path):
   told = report.table(run.results).splitlines()
   assert told[-1] == 'Diverged, and in no mean: fine-tuning: 2 of 2; EfficientPackNet: 1 of 2.'
   assert 'diverged' not in (finished[0] / 'table.md').read_text().lower()
+
+
+def net_rows(tasks, accuracies, **axes):
+  base = {'alpha': 1.0, 'seed': 0, 'learning_rate': 0.1, 'optimizer': 'momentum', 'update': 'u', 'biases': 'plain',
+          'algorithm': 'efficient_packnet', 'sparsity': 0.0, 'penalty': 0.0} | axes
+  return [base | {'after': after, 'task': task, 'test_accuracy': accuracies[task - 1] if after == tasks else 0.01}
+          for after in range(tasks + 1) for task in range(1, tasks + 1)]
+
+
+def test_accuracies_by_when_a_task_was_learned():
+  """Seven tasks in four columns, of the last line of a matrix alone; a network that diverged is in none."""
+  rows = (net_rows(7, (.9, .8, .7, .6, .5, .4, .3)) + net_rows(7, (.8, .7, .7, .6, .5, .4, .1), seed=1)
+          + net_rows(7, (.5,) * 7, alpha=2.0) + net_rows(7, (np.nan,) * 7, alpha=2.0, seed=1))
+  capacity = [row | {'dense_accuracy': 0.9, 'met': int(row['task'] < 6 or row['seed'] == 1)} for row in rows if row['after'] == 7]
+  found = continual_results.by_position(rows, capacity)
+  assert found.header == ['α', 'n', 'tasks 1 to 2', 'tasks 3 to 4', 'tasks 5 to 6', 'task 7', 'γ reached']
+  assert found.rows == [
+    ['1', '2', '80.00 ± 7.07', '65.00 ± 0.00', '45.00 ± 0.00', '20.00 ± 14.14', '12 of 14'],
+    ['2', '1', '50.00', '50.00', '50.00', '50.00', '5 of 7']]
+  given = [row | {'dense_accuracy': np.nan} for row in capacity]   # PackNet's: no mask was searched for
+  assert continual_results.by_position(rows, given).header[-1] == 'task 7'
+
+
+def test_tables_of_a_run_tell_when_tasks_were_learned(finished):
+  workdir, *_ = finished
+  told = (workdir / 'table.md').read_text()
+  matrix = [row for row in read(workdir / 'matrix.csv') if row['after'] == '3' and row['algorithm'] == 'fine_tune']
+  mean = [100 * np.mean([float(row['test_accuracy']) for row in matrix if row['task'] == task]) for task in '123']
+  (line,) = [line for line in told.splitlines()[6:] if line.startswith('| fine-tuning') and line.rstrip(' |').endswith('–')]
+  assert [float(cell.split('±')[0]) for cell in line.split('|')[3:6]] == pytest.approx(mean, abs=0.005)
 
 
 def test_a_figure_of_networks_that_all_diverged():

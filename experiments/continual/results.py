@@ -8,7 +8,24 @@ import numpy as np
 from experiments.continual import figures, measures
 from experiments.figures import Curve
 from experiments.page import Shown
-from experiments.results import NET, Row, Run, groups, label_of, read_csv, span, summarise, varying
+from experiments.results import (
+  NET,
+  Row,
+  Run,
+  Table,
+  groups,
+  label_of,
+  markdown,
+  percent,
+  read_csv,
+  span,
+  summarise,
+  table,
+  varying,
+  word,
+)
+
+BANDS = 5   # of tasks, in the table by when they were learned
 
 
 def read_matrix(workdir: Path) -> list[Row]:
@@ -35,6 +52,32 @@ def matrix_of(rows: Sequence[Row], line: str, column: str, value: str, first: in
   for row in rows:
     matrix[int(row[line]) - first, int(row[column]) - 1] = row[value]
   return matrix
+
+
+def text(results: Sequence[Row], shown: Sequence[Shown]) -> str:
+  """table.md: accuracies after all tasks, of all of them and by when they were learned."""
+  (found,) = (one.table for one in shown if one.table)
+  return (f'{table(results)}\n\nTest accuracy (%) after all tasks, by when a task was learned, and tasks whose mask reached γ of '
+          f'the accuracy of all weights:\n\n{markdown(found)}\n')
+
+
+def by_position(rows: Sequence[Row], capacity: Sequence[Row]) -> Table:
+  """Accuracy after the last task of the first tasks, those after them, ..., in at most BANDS columns, mean ± sd over networks;
+  and where masks were searched for, how many of them reached γ. Networks that diverged are in none."""
+  axes, last = told_apart(rows), max(row['after'] for row in rows)
+  lost = {_net(row) for row in rows if not np.isfinite(row['test_accuracy'])}
+  width = -int(-last // BANDS)
+  bands = [range(first, min(first + width, int(last) + 1)) for first in range(1, int(last) + 1, width)]
+  searched = [row for row in capacity if np.isfinite(row.get('dense_accuracy', np.nan)) and _net(row) not in lost]
+  lines = []
+  for key, members in groups(rows, axes).items():
+    nets = [own for own in groups([row for row in members if row['after'] == last], NET).values() if _net(own[0]) not in lost]
+    means = [summarise(np.mean([row['test_accuracy'] for row in own if row['task'] in band]) for own in nets) for band in bands]
+    masks = [row['met'] for row in searched if tuple(row[axis] for axis in axes) == key]
+    lines.append([*map(word, key), str(len(nets)), *map(percent, means),
+                  *([f'{sum(masks):.0f} of {len(masks)}' if masks else '–'] if searched else [])])
+  heads = [f'task {band[0]}' if len(band) == 1 else f'tasks {band[0]} to {band[-1]}' for band in bands]
+  return Table([*map(word, axes), 'n', *heads, *(['γ reached'] if searched else [])], lines)
 
 
 def shown(run: Run) -> Iterator[Shown]:
@@ -64,7 +107,8 @@ def figures_of(rows: Sequence[Row], capacity: Sequence[Row], overlap: Sequence[R
   spread += f' Networks that diverged, left out: {len(lost)}.' if lost else ''
   yield Shown('tasks', 'Accuracy against the number of tasks',
               f'Test accuracy, mean over the tasks learned so far; {setting} {spread}',
-              figures.tasks_figure(curves, 'Mean test accuracy (%)', '\n'.join([note, *(f'{name}: diverged' for name in gone)])))
+              figures.tasks_figure(curves, 'Mean test accuracy (%)', '\n'.join([note, *(f'{name}: diverged' for name in gone)])),
+              by_position(rows, capacity))
 
   if capacity:
     packed = groups(capacity, axes)

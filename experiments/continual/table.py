@@ -16,7 +16,7 @@ from experiments.commands import run
 from experiments.continual import results
 from experiments.differences import note
 from experiments.errors import UserError
-from experiments.results import NET, Row, read_config, read_results, table
+from experiments.results import NET, Row, read_config, read_results
 from experiments.workdir import write_atomic
 
 FLAGS = flags.FlagValues()   # of this command alone
@@ -50,10 +50,10 @@ def write(out: Path, workdirs: Sequence[Path]) -> list[Path]:
   told = () if len(set(nets)) == len(nets) else names if len(set(names)) == len(names) else [str(w) for w in workdirs]
   rows, matrix, capacity, overlap = (gather(workdirs, read, told) for read in (
       read_results, results.read_matrix, results.read_capacity, results.read_mask_overlap))
-  shown = results.figures_of(matrix, capacity, overlap, f'{configs[0]["continual"]["tasks"]} tasks.')
+  shown = list(results.figures_of(matrix, capacity, overlap, f'{configs[0]["continual"]["tasks"]} tasks.'))
   paths = [path for one in shown for path in figures.save(one.figure, out / 'figures' / one.stem)]
   differences = note(workdirs, configs)
-  write_atomic(out / 'table.md', table(rows) + '\n' + (f'\n{differences}\n' if differences else ''))
+  write_atomic(out / 'table.md', results.text(rows, shown) + (f'\n{differences}\n' if differences else ''))
   return [*paths, out / 'table.md']
 
 
