@@ -17,7 +17,7 @@ from configs import base, permuted_mnist
 
 ALGORITHMS = permuted_mnist.PACKS
 GRID = (0.05, 0.1, 0.2, 0.4)
-RATES = {'packnet': (0.2, 0.4), 'efficient_packnet': (0.2, 0.4)}   # of α = 1 and 2
+RATES = {'packnet': (0.1, 0.2), 'efficient_packnet': (0.2, 0.4)}   # of α = 1 and 2
 
 
 def get_config(variant: str = 'packnet'):
