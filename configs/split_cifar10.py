@@ -13,7 +13,8 @@ where strengths are chosen as well, else 4 networks; so for each of ALGORITHMS, 
 from configs import base, permuted_mnist
 
 ALGORITHMS = permuted_mnist.ALGORITHMS
-RATES = permuted_mnist.RATES | {'packnet': (0.03, 0.2), 'efficient_packnet': (0.03, 0.2)}   # of α = 1, or of 1 and 2
+RATES = permuted_mnist.RATES | {   # of α = 1, or of 1 and 2
+  'fine_tune': (0.03,), 'packnet': (0.03, 0.2), 'efficient_packnet': (0.03, 0.2)}
 
 
 def get_config(variant: str = 'packnet'):

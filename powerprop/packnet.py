@@ -344,8 +344,9 @@ def end_task(memory: Memory, task: int | jax.Array, phi: Tree, fresh: Tree, scor
       ended = packnet.end_task(memory, t, phi, reparam.inverse(net.init(key, x)), score, [0.02, 0.05, 0.1, 0.2, 0.4])
 
   To be jitted with what `score` closes over as arguments; outside jit it warns where no mask was good enough. Inside jit, too, it
-  warns where weights of earlier tasks have changed: the state of the optimiser was not that of `begin_task`. Where the
-  task is to be trained on under its mask before it ends, or is given PackNet's mask, the parts are called one by one.
+  warns where the slot holds a task, which is replaced, and where weights of earlier tasks have changed: the optimiser's state was
+  not that of `begin_task`. Where the task is to be trained on under its mask before it ends, or is given PackNet's mask, the parts
+  are called one by one.
 
   Args:
     memory, task: as for `remember`.
@@ -371,26 +372,30 @@ def end_task(memory: Memory, task: int | jax.Array, phi: Tree, fresh: Tree, scor
   def choose(count: Any) -> Tree:
     return efficient_masks(weights, count)
   _warn_of_lost_tasks(memory, task, phi)
+  dense = score(phi)
   if steps is None:
-    found = search(evaluate, choose, counts, score(phi), gamma, side_by_side)
+    found = search(evaluate, choose, counts, dense, gamma, side_by_side)
   else:
     least, most = (jax.tree.map(lambda k, i=i: k[i], counts) for i in (0, -1))
-    found = search_binary(evaluate, choose, least, most, score(phi), gamma, steps)
+    found = search_binary(evaluate, choose, least, most, dense, gamma, steps)
   if not _traced(found.met) and not found.met:
     warnings.warn(f'task {task}: even the densest mask scores {float(found.score):.4g}, which is not above gamma={gamma} times '
-                  'the score of all weights; it is kept.', stacklevel=2)
+                  f'the score of all weights, {float(dense):.4g}; it is kept.', stacklevel=2)
   memory = remember(memory, task, found.mask, phi)
   return Ended(memory, reinitialise(memory, phi, fresh, how), found)
 
 
 def _warn_of_lost_tasks(memory: Memory, task: int | jax.Array, phi: Tree) -> None:
-  """A warning and no error: a program that runs on a device can raise none. The task itself may be remembered anew."""
-  def look(found: Any) -> None:
+  """Warnings and no errors: a program that runs on a device can raise none."""
+  def look(unchanged: Any, here: Any, task: Any) -> None:   # on a thread of JAX's: no line of the caller's is above it
+    if 0 <= task < len(here) and here[task]:
+      warnings.warn(f'end_task replaces task {task}, which was remembered, and is lost. A task has a slot of its own; one is '
+                    'freed by task_masks.forget.', stacklevel=1)
     try:
-      check_intact(found)
+      check_intact(unchanged)
     except ValueError as error:
-      warnings.warn(str(error), stacklevel=1)   # on a thread of JAX's: no line of the caller's is above it
-  jax.debug.callback(look, intact(memory, phi) | (jnp.arange(memory.here.shape[0]) == task))
+      warnings.warn(str(error), stacklevel=1)
+  jax.debug.callback(look, intact(memory, phi) | (jnp.arange(memory.here.shape[0]) == task), memory.here, task)
 
 
 def _check_search(dense_score: Any, gamma: Any) -> None:
@@ -398,8 +403,9 @@ def _check_search(dense_score: Any, gamma: Any) -> None:
     raise ValueError(f'a score is one number; all weights have an array of shape {jnp.shape(dense_score)}.')
   if not _traced(gamma) and not 0 <= float(gamma) <= 1:
     raise ValueError(f'gamma is a share of the dense score, in [0, 1]; got {gamma}.')
-  if not _traced(dense_score) and float(dense_score) < 0:
-    raise ValueError(f'scores are at least 0, the higher the better; all weights have {float(dense_score):g}.')
+  if not _traced(dense_score) and not float(dense_score) >= 0:
+    raise ValueError(f'scores are at least 0, the higher the better; all weights have {float(dense_score):g}.'
+                     + (' Is the held-out set empty, or has training diverged?' if np.isnan(dense_score) else ''))
 
 
 def _traced(x: Any) -> bool:

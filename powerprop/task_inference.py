@@ -53,7 +53,7 @@ def infer_by_gradient(logits: Callable[[Tree], jax.Array], memory: Memory, phi: 
     θ̄ = Σ_t a_t θ ∘ M_t with a_t = 1/T;   task = argmax_t −∂H(f(x, θ̄)) / ∂a_t = argmax_t −⟨∂H/∂θ̄, θ ∘ M_t⟩
 
   One forward and one backward pass, whatever the number of tasks, and two sweeps over the weights for each. Leaves of the tasks'
-  own are mixed alike; frozen ones are no part of it.
+  own are mixed alike; frozen ones, and those that are no floats, are no part of it.
 
   Args:
     logits: θ → [..., C], of inputs of one task; their mean entropy counts. For a task for each input, map over inputs.
@@ -66,17 +66,20 @@ def infer_by_gradient(logits: Callable[[Tree], jax.Array], memory: Memory, phi: 
   share = memory.here / jnp.maximum(jnp.sum(memory.here), 1)
   theta = weights(phi)
 
+  def fixed(x: Any, bits: Any, own: Any) -> bool:
+    """What all tasks have alike; and a count, such as that of BatchNorm's averages, has no slope."""
+    return (bits is None and own is None) or not jnp.issubdtype(x.dtype, jnp.inexact)
+
   def of(task: Any) -> list[Any]:
     """θ under the mask of a task, the leaves that differ between tasks."""
     seen = weights(recall(memory, task, phi))
-    return jax.tree.leaves(jax.tree.map(lambda x, bits, own: None if bits is None and own is None else x,
-                                        seen, memory.bits, memory.own))
+    return jax.tree.leaves(jax.tree.map(lambda x, bits, own: None if fixed(x, bits, own) else x, seen, memory.bits, memory.own))
   mixed = lax.fori_loop(0, slots, lambda t, sums: [s + share[t].astype(s.dtype) * x for s, x in zip(sums, of(t), strict=True)],
                         [jnp.zeros(x.shape, x.dtype) for x in jax.eval_shape(of, 0)])
 
   def certain(mixed: list[Any]) -> jax.Array:
     rest = iter(mixed)
-    whole = jax.tree.map(lambda x, bits, own: x if bits is None and own is None else next(rest), theta, memory.bits, memory.own)
+    whole = jax.tree.map(lambda x, bits, own: x if fixed(x, bits, own) else next(rest), theta, memory.bits, memory.own)
     return -jnp.mean(entropy(logits(whole).astype(jnp.float32)))
   slope = jax.grad(certain)(mixed)
   scores = lax.map(lambda t: sum(jnp.sum(g * x, dtype=jnp.float32) for g, x in zip(slope, of(t), strict=True)), jnp.arange(slots))

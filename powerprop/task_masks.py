@@ -149,9 +149,9 @@ def check_intact(intact: jax.Array) -> None:
   """Raises ValueError naming the tasks whose weights have changed since. `intact`: concrete, of one memory or several."""
   lost = np.flatnonzero(~np.asarray(intact).reshape(-1, np.shape(intact)[-1]).all(0)).tolist()
   if lost:
-    raise ValueError(f'weights that the tasks {lost} use have changed since they were remembered, and so have these tasks: train '
-                     "with the optimiser's state that packnet.begin_task gives, not with that of tx.init, which leaves every "
-                     'weight free. To go on, take parameters from before, or task_masks.forget these tasks.')
+    raise ValueError(f'what the tasks {lost} use has changed since they were remembered. Train with the state that '
+                     "packnet.begin_task gives, and not tx.init's, which leaves every weight free; and keep frozen averages of "
+                     'BatchNorm by protection.keep. To go on, take parameters from before, or task_masks.forget these tasks.')
 
 
 def export(memory: Memory, task: int | jax.Array, phi: Tree, reparam: Reparam) -> Tree:
@@ -325,5 +325,5 @@ def _check(memory: Memory, tree: Tree) -> None:
   def leaf(path: Any, x: Any, bits: Any) -> None:   # the memory knows no more of a shape than its bytes
     if bits is not None and x is not None and bits.shape[1] != -(-math.prod(jnp.shape(x)) // 8):
       raise ValueError(f'{leaf_name(path)} has masks of {bits.shape[1]} bytes in the memory, not one bit for each entry of '
-                       f'{jnp.shape(x)}.')
+                       f'{jnp.shape(x)}: the memory was begun with parameters of other shapes.')
   jax.tree_util.tree_map_with_path(leaf, tree, memory.bits, is_leaf=is_none)

@@ -517,8 +517,10 @@ def test_packnet_has_its_share_of_a_task_until_it_is_full(apart):
   assert [round(float(row['new']) * 1080) for row in rows] == [432, 432, 216, 0, 0]
   assert [int(row['left']) for row in rows] == [648, 216, 0, 0, 0]
   assert [float(row['more']) for row in rows] == pytest.approx([1.5, 0.5, 0, 0, 0])
-  assert warned == [f'alpha=1 algorithm=packnet: no weight is free for task {task} in 1 of 1 network; it has those of earlier '
-                    'tasks.' for task in (4, 5)]
+  assert warned[0] == ('config.continual.share=0.4 has room for 2 of the 5 tasks of packnet: those after them have what is left, '
+                       'or nothing.')
+  assert warned[1:] == [f'alpha=1 algorithm=packnet: no weight is free for task {task} in 1 of 1 network; it has those of '
+                        'earlier tasks.' for task in (4, 5)]
   # What is free goes on from 0, by config; and the optimiser does not begin anew.
   packnet, joint = (pair_of(workdir, 12)[name] for name in ('packnet', 'joint'))
   weights, used = np.asarray(packnet['trained']['phi'][LAYERS[0]]['w']), bits_of(packnet)[0]

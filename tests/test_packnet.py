@@ -388,7 +388,7 @@ def test_an_end_that_is_not_good_enough_is_warned_of(life):
   memory, phi, _, _ = life[0]
   def end(gamma):
     return packnet.end_task(memory, 1, phi, phi, lambda p: jnp.float32(0.5), [0.2, 0.5], gamma, how='left', side_by_side=False)
-  with pytest.warns(UserWarning, match='task 1: even the densest mask scores 0.5, which is not above gamma=1.0 times'):
+  with pytest.warns(UserWarning, match=r'mask scores 0\.5, which is not above gamma=1\.0 times the score of all weights, 0\.5;'):
     assert not end(1.0).found.met
   with pytest.raises(ValueError, match='begin_task looks at how much is free, and refuses: call it outside jit'):
     jax.jit(lambda memory: packnet.begin_task(TX, memory, phi))(memory)
@@ -403,21 +403,38 @@ def test_a_forgotten_begin_task_is_told_at_the_end(life):
 
   def end(memory, phi):
     return packnet.end_task(memory, 1, phi, phi, lambda p: jnp.float32(0.5), [0.2, 0.5], 0.0, how='left', side_by_side=False)
-  told = r'weights that the tasks \[0\] use have changed since they were remembered'
+  told = r'what the tasks \[0\] use has changed since they were remembered'
   twice = [jax.tree.map(lambda *x: jnp.stack(x), *pair) for pair in ((memory, memory), (kept, lost))]
   for ends, arguments in ((end, (memory, lost)), (jax.jit(end), (memory, lost)), (jax.jit(jax.vmap(end)), twice)):
     with pytest.warns(UserWarning, match=told) as warned:
       jax.block_until_ready(ends(*arguments))
       jax.effects_barrier()
     assert len(warned) == 1
-  with pytest.raises(ValueError, match=r'weights that the tasks \[0, 1\] use have changed'):
+  with pytest.raises(ValueError, match=r'what the tasks \[0, 1\] use has changed'):
     packnet.begin_task(TX, jax.jit(end)(memory, kept).memory, lost)
   with warnings.catch_warnings():
     warnings.simplefilter('error')
     ended = jax.jit(end)(memory, kept)
-    packnet.end_task(memory, 0, lost, lost, lambda p: jnp.float32(0.5), [0.2, 0.5], 0.0)   # a task may be replaced
     jax.effects_barrier()
     packnet.begin_task(TX, ended.memory, ended.phi)
+
+
+def test_a_task_in_the_slot_of_another_is_warned_of(life):
+  memory, phi, _, _ = life[0]
+
+  def end(memory, task, phi):
+    return packnet.end_task(memory, task, phi, phi, lambda p: jnp.float32(0.5), [0.2, 0.5], 0.0, how='left', side_by_side=False)
+  for ends in (end, jax.jit(end)):   # what the slot held is lost, and no other task has changed
+    with pytest.warns(UserWarning, match='end_task replaces task 0, which was remembered, and is lost') as warned:
+      jax.block_until_ready(ends(memory, 0, phi))
+      jax.effects_barrier()
+    assert len(warned) == 1
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    for task in (1, memory.here.shape[0]):   # the last has no slot, and is dropped
+      jax.block_until_ready(jax.jit(end)(memory, task, phi))
+    end(task_masks.forget(memory, 0), 0, phi)
+    jax.effects_barrier()
 
 
 def test_a_beginning_compiles_nothing_anew(life):
@@ -463,6 +480,8 @@ def test_what_is_wrong_with_the_end_of_a_task_is_said_before_the_search(life):
       packnet.end_task(**given)
   with pytest.raises(ValueError, match=r'a score is one number; all weights have an array of shape \(3,\)'):
     packnet.end_task(memory, 1, phi, phi, lambda p: jnp.ones(3), [0.2, 0.5])
+  with pytest.raises(ValueError, match=r'all weights have nan\. Is the held-out set empty'):
+    packnet.end_task(memory, 1, phi, phi, lambda p: jnp.mean(jnp.zeros(0)), [0.2, 0.5])
   with pytest.raises(ValueError, match=r'a memory is what task_masks\.begin makes; got a dict'):
     packnet.begin_task(TX, phi, memory)
 

@@ -79,6 +79,20 @@ def test_one_gradient_step_is_autodiff_by_the_weights_of_the_masks(rest):
   assert int(found.task) == HERE[int(np.argmin(slope))] and np.isneginf(found.scores[1])
 
 
+def test_a_count_among_the_leaves_has_no_slope():
+  """As BatchNorm's: scores are those without it, whatever it is."""
+  x, w = RNG.normal(size=(6, 4)), jnp.asarray(RNG.normal(size=(4, 3)), jnp.float32)
+  mask = jnp.asarray(RNG.random((2, 4, 3)) < 0.5)
+  scores = []
+  for count in ({}, {'n': jnp.int32(7)}):
+    phi = {'w': w, **count}
+    memory = task_masks.begin(phi, 2, where=lambda name, leaf: name == 'w', rest='own')
+    for t in range(2):
+      memory = task_masks.remember(memory, t, {'w': mask[t], **dict.fromkeys(count)}, phi)
+    scores.append(infer_by_gradient(lambda p: x @ p['w'], memory, phi).scores)
+  np.testing.assert_array_equal(*scores)
+
+
 def test_both_find_the_task_where_masks_know_their_inputs():
   """Task t has the weights of its own three features, and inputs in which only those are not noise."""
   w = np.zeros((9, 3), np.float32)

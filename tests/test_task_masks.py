@@ -204,7 +204,7 @@ def test_a_change_of_one_bit_is_seen_in_the_tasks_that_use_it():
         assert look(memory, flipped(module, 'w', i, bit)).tolist() == [not u for u in users] + [True]
   changed = flipped('a', 'b', 3, 7)
   assert look(memory, changed).tolist() == [False, False, False, True]   # frozen for all
-  with pytest.raises(ValueError, match=r'weights that the tasks \[0, 1, 2\] use have changed since they were remembered'):
+  with pytest.raises(ValueError, match=r'what the tasks \[0, 1, 2\] use has changed since they were remembered'):
     task_masks.check_intact(look(memory, changed))
   forgotten = task_masks.forget(task_masks.forget(memory, 0), 2)
   with pytest.raises(ValueError, match=r'tasks \[1\] use'):

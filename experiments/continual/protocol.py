@@ -105,6 +105,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     if METHODS[name].separate and wanted.scenario == 'class':
       raise UserError(f"config.continual.scenario must be 'task' or 'domain' for {name}, which is told the task in testing, got "
                       "'class'; what it reaches without being told is inferred_accuracy.")
+  if 'packnet' in config.sweep.algorithm and wanted.share * wanted.tasks > 1 + 1e-6:
+    warnings.warn(f'config.continual.share={wanted.share:g} has room for {int(1 / wanted.share + 1e-6)} of the {wanted.tasks} '
+                  'tasks of packnet: those after them have what is left, or nothing.', stacklevel=2)
   if config.label_smoothing:
     raise UserError(f"config.label_smoothing must be 0 for the protocol 'continual', got {config.label_smoothing!r}.")
   if config.sweep.sparsity != (0.0,):
