@@ -345,8 +345,8 @@ def end_task(memory: Memory, task: int | jax.Array, phi: Tree, fresh: Tree, scor
 
   To be jitted with what `score` closes over as arguments; outside jit it warns where no mask was good enough. Inside jit, too, it
   warns where the slot holds a task, which is replaced, and where weights of earlier tasks have changed: the optimiser's state was
-  not that of `begin_task`. Where the task is to be trained on under its mask before it ends, or is given PackNet's mask, the parts
-  are called one by one.
+  not that of `begin_task`. Where the task is to be trained on under its mask before it ends, or has PackNet's mask, the parts are
+  called one by one.
 
   Args:
     memory, task: as for `remember`.
