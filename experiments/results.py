@@ -267,10 +267,11 @@ def markdown(found: Table) -> str:
 
 def accuracy_table(rows: Sequence[Row], densities: Sequence[float], always: Sequence[str] = ()) -> Table:
   """A line for each group; columns for axes that vary and those of `always`, n, and the nearest densities; where a penalty has
-  made the networks sparse, the density that they reached; after several tasks, what is left of them."""
-  axes = [axis for axis in AXES if axis in varying(rows) or axis in always]
+  made the networks sparse, the density that they reached; after several tasks, what is left of them, and of which method."""
+  after_tasks = all('forgetting' in row for row in rows)
+  axes = [axis for axis in AXES if axis in varying(rows) or axis in always or (axis == 'algorithm' and after_tasks)]
   members_of = groups(rows, axes)
-  if all('forgetting' in row for row in rows):
+  if after_tasks:
     known = [name for name in AFTER_TASKS if any(np.isfinite(row.get(name, np.nan)) for row in rows)]
     lines = []
     for key, members in members_of.items():

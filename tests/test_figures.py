@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from experiments import figures
-from experiments.continual.figures import Map, maps_figure
+from experiments.continual.figures import Map, maps_figure, tasks_figure
 from experiments.figures import Curve, Panel
 
 KEPT = 100 * np.geomspace(0.01, 1, 20)
@@ -336,3 +336,31 @@ def test_a_map_of_networks_that_diverged_says_so():
   first, second = ([text.get_text() for text in ax.texts] for ax in figure.axes[:2])
   assert first == ['90.0', '80.0', '95.0'] and second == ['diverged']
   assert figure.axes[1].get_title().splitlines() == ['Synaptic Intelligence,', 'α\u00a0=\u00a01']
+
+
+@pytest.mark.parametrize('least, begin', [(89.5, 80.2), (60.0, 60.0)])
+def test_a_scale_of_colours_spans_ten_points(least, begin):
+  """Half a point forgotten is not as dark as a collapse."""
+  figure = maps_figure([Map('EWC', np.array([[90.2, np.nan], [least, 90.1]]))], 'Task', 'Tasks learned', 'Accuracy')
+  (image,) = figure.axes[0].get_images()
+  assert image.get_clim() == pytest.approx((begin, 90.2))
+
+
+@pytest.mark.parametrize('tasks, maps, columns', [(5, 14, 2), (10, 6, 2), (10, 14, 3)])
+def test_maps_of_many_methods_stand_three_abreast_where_they_have_no_numbers(tasks, maps, columns):
+  figure = maps_figure([Map(f'method {i}', np.full((tasks, tasks), 90.0)) for i in range(maps)], 'Task', 'Tasks learned', '%')
+  assert figure.axes[0].get_gridspec().ncols == columns
+
+
+@pytest.mark.parametrize('end, ticks', [(61.7, [70, 80, 90, 95, 98]), (95.0, None)])
+def test_an_axis_on_which_methods_are_far_apart_is_stretched_towards_a_hundred(end, ticks):
+  x = np.arange(1, 11)
+  curves = [Curve('fine-tuning', x, np.linspace(97, end, 10), np.zeros(10)), Curve('joint', x, np.full(10, 98.2), np.zeros(10))]
+  ax = tasks_figure(curves, 'Mean test accuracy (%)', 'n = 1').axes[0]
+  heights = ax.transData.transform([(1, y) for y in (90.0, 95.0, 98.0)])[:, 1]
+  if ticks is None:
+    assert ax.get_yscale() == 'linear' and np.diff(heights)[0] * 3 == pytest.approx(np.diff(heights)[1] * 5)
+  else:
+    assert ax.get_yticks().tolist() == ticks
+    np.testing.assert_allclose(np.diff(heights)[0] / np.diff(heights)[1], np.log(11 / 6) / np.log(6 / 3))
+    assert ax.get_ylim()[0] < end and ax.get_ylim()[1] > 98.2

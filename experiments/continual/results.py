@@ -106,7 +106,8 @@ def figures_of(rows: Sequence[Row], capacity: Sequence[Row], overlap: Sequence[R
             if max(known) > 1 else 'One network each: its spread is unknown.')
   spread += f' Networks that diverged, left out: {len(lost)}.' if lost else ''
   yield Shown('tasks', 'Accuracy against the number of tasks',
-              f'Test accuracy, mean over the tasks learned so far; {setting} {spread}',
+              f'Test accuracy, mean over the tasks learned so far; {setting} Where methods are far apart the axis is stretched '
+              f'towards 100. {spread}',
               figures.tasks_figure(curves, 'Mean test accuracy (%)', '\n'.join([note, *(f'{name}: diverged' for name in gone)])),
               by_position(rows, capacity))
 
@@ -139,8 +140,8 @@ def _net(row: Row) -> tuple[Any, ...]:
 
 
 def told_apart(rows: Sequence[Row]) -> list[str]:
-  """The axes that tell groups apart, less rates and strengths that each group has one of."""
-  axes = varying(rows)
+  """The method, and the axes that tell groups apart, less rates and strengths that each group has one of."""
+  axes = ['algorithm', *varying(rows, ['algorithm'])]
   for axis in ('learning_rate', 'penalty'):
     others = [one for one in axes if one != axis]
     if others and len(groups(rows, others)) == len(groups(rows, axes)):
