@@ -5,8 +5,8 @@
   python -m experiments.main --config=configs/split_mnist.py:packnet --workdir=runs/split_mnist/packnet
   python -m experiments.main --config=configs/split_mnist.py:packnet_tuning --workdir=runs/split_mnist/packnet_tuning
 
-RATES and STRENGTHS are what METHOD_tuning chose on the validation images, with a seed of its own, from the grids of
-permuted_mnist.py. Results are in RESULTS.md, times in run.json beside them.
+RATES and STRENGTHS are what METHOD_tuning chose on the validation images, with a seed of its own, from GRID and STRENGTH_GRID of
+permuted_mnist.py, alike for all methods. Results are in RESULTS.md, times in run.json beside them.
 
 9 networks with masks (3 seeds × α ∈ {1, 2, 3}), 3 networks without; to choose rates 12 networks where powers or strengths are
 chosen as well, else 4 networks; so for each of ALGORITHMS, and by `python -m experiments.suite` for all.

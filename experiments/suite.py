@@ -48,7 +48,8 @@ def main(argv: list[str]) -> None:
     command = [sys.executable, '-m', 'experiments.main', f'--config={CONFIG.value}:{name}{suffix}', f'--workdir={places[name]}',
                *argv[1:]]
     if (code := child(command)) != 0:
-      raise UserError(f'{name}{suffix} ended with exit status {code}; the same command goes on with it.')
+      after = 'what is wrong is told above.' if code == 2 else 'the same command goes on with it.'
+      raise UserError(f'{name}{suffix} ended with exit status {code}; {after}')
   if not TUNING.value:
     continual = read_config(places[names[0]]).get('protocol') == 'continual'
     side_by_side = 'experiments.continual.table' if continual else 'experiments.sparse_table'

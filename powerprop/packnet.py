@@ -78,6 +78,7 @@ def packnet_counts(phi: Tree, free: Tree, share: float, round: int | jax.Array =
 
   What goes is shared out evenly among the rounds r = 0 … R − 1, with training after each. [·] rounds to the nearest.
 
+    seen = None
     for r in range(rounds):
       seen = packnet.packnet_masks(shared, free, packnet.packnet_counts(shared, free, 0.1, r, rounds, seen), seen)
       ...   # trains on, with the gradients of masks.apply(seen, θ) and `seen & free` as what may change

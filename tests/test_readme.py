@@ -20,7 +20,7 @@ COMMANDS = [line.partition('#')[0].strip() for kind, block in BLOCKS if kind == 
 
 def test_the_script_of_ones_own(capsys, tmp_path):
   scripts = [block for kind, block in BLOCKS if kind == 'python']
-  assert len(scripts) == 5
+  assert len(scripts) == 7
   scope: dict = {}
   exec(compile(scripts[0], 'README.md', 'exec'), scope)
   kept = {name: int((leaf['w'] != 0).sum()) for name, leaf in scope['pruned'].items()}
@@ -47,13 +47,23 @@ def test_the_script_of_ones_own(capsys, tmp_path):
 
 
 def test_three_tasks_of_ones_own(capsys):
-  script = [block for kind, block in BLOCKS if kind == 'python'][4]
-  exec(compile(script, 'README.md', 'exec'), {})
+  scripts, scope = [block for kind, block in BLOCKS if kind == 'python'], {}
+  exec(compile(scripts[4], 'README.md', 'exec'), scope)
   told = capsys.readouterr().out
   found = re.findall(r'task (\d): accuracy (\d\.\d\d), unchanged: (\w+)', told)
   assert [(task, same) for task, _, same in found] == [('0', 'True'), ('1', 'True'), ('2', 'True')]
   assert min(float(accuracy) for _, accuracy, _ in found) > 0.85
-  assert 0 < int(re.search(r'(\d+) % of the weights are in use', told)[1]) < 100
+  used = int(re.search(r'(\d+) % of the weights are in use', told)[1])
+  assert 0 < used < 100
+
+  exec(compile(scripts[5], 'README.md', 'exec'), scope)
+  assert 0 < int(re.search(r'(\d+) % of the weights are in use without task 2', capsys.readouterr().out)[1]) < used
+  assert set(np.unique(scope['guess']).tolist()) <= {0, 1, 2} and (scope['alone']['mlp/~/linear_0']['w'] == 0).any()
+
+  exec(compile(scripts[6], 'README.md', 'exec'), scope)   # the same tasks, with BatchNorm
+  assert 'unchanged with BatchNorm: True' in capsys.readouterr().out
+  accuracies = [np.mean(np.argmax(scope['learned'][t], 1) == task(scope['held_out'])) for t, task in enumerate(scope['tasks'])]
+  assert min(accuracies) > 0.8, accuracies
 
 
 @pytest.mark.parametrize('command', [c for c in COMMANDS if c.startswith('make ')])

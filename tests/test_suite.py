@@ -104,7 +104,7 @@ def test_a_run_that_fails_is_named(tmp_path):
   config.write_text(CONFIG.replace("'static', 'gradual'", "'gradul',"))
   done = run(f'--config={config}', f'--workdir={tmp_path / "runs"}')
   assert done.returncode == 2
-  assert done.stderr.splitlines()[-1] == 'error: gradul ended with exit status 2; the same command goes on with it.'
+  assert done.stderr.splitlines()[-1] == 'error: gradul ended with exit status 2; what is wrong is told above.'
 
 
 CHILD = """
