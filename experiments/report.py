@@ -87,7 +87,9 @@ def write_report(workdir: Path) -> list[Path]:
       raise UserError(f'{workdir / "config.json"}: report has {kind!r}; known are {sorted(KINDS)}.')
   shown = [one for kind in run.config['report'] for one in KINDS[kind](run)]
   paths = [path for one in shown for path in figures.save(one.figure, workdir / 'figures' / one.stem)]
-  text = continual.text(run.results, shown) if 'continual' in run.config['report'] else table(run.results) + '\n'
+  text = table(run.results) + '\n'
+  if run.config.get('protocol') == 'continual':
+    text = continual.text(run.results, continual.read_matrix(workdir), continual.read_capacity(workdir))
   for name, content in (('table.md', text), ('report.html', page(run, shown))):
     write_atomic(workdir / name, content)
     paths.append(workdir / name)

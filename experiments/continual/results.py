@@ -54,11 +54,10 @@ def matrix_of(rows: Sequence[Row], line: str, column: str, value: str, first: in
   return matrix
 
 
-def text(results: Sequence[Row], shown: Sequence[Shown]) -> str:
+def text(results: Sequence[Row], rows: Sequence[Row], capacity: Sequence[Row]) -> str:
   """table.md: accuracies after all tasks, of all of them and by when they were learned."""
-  (found,) = (one.table for one in shown if one.table)
   return (f'{table(results)}\n\nTest accuracy (%) after all tasks, by when a task was learned, and tasks whose mask reached γ of '
-          f'the accuracy of all weights:\n\n{markdown(found)}\n')
+          f'the accuracy of all weights:\n\n{markdown(by_position(rows, capacity))}\n')
 
 
 def by_position(rows: Sequence[Row], capacity: Sequence[Row]) -> Table:
@@ -141,7 +140,7 @@ def _net(row: Row) -> tuple[Any, ...]:
 
 def told_apart(rows: Sequence[Row]) -> list[str]:
   """The method, and the axes that tell groups apart, less rates and strengths that each group has one of."""
-  axes = ['algorithm', *varying(rows, ['algorithm'])]
+  axes = list(dict.fromkeys(['algorithm', *varying(rows)]))
   for axis in ('learning_rate', 'penalty'):
     others = [one for one in axes if one != axis]
     if others and len(groups(rows, others)) == len(groups(rows, axes)):

@@ -50,10 +50,10 @@ def write(out: Path, workdirs: Sequence[Path]) -> list[Path]:
   told = () if len(set(nets)) == len(nets) else names if len(set(names)) == len(names) else [str(w) for w in workdirs]
   rows, matrix, capacity, overlap = (gather(workdirs, read, told) for read in (
       read_results, results.read_matrix, results.read_capacity, results.read_mask_overlap))
-  shown = list(results.figures_of(matrix, capacity, overlap, f'{configs[0]["continual"]["tasks"]} tasks.'))
+  shown = results.figures_of(matrix, capacity, overlap, f'{configs[0]["continual"]["tasks"]} tasks.')
   paths = [path for one in shown for path in figures.save(one.figure, out / 'figures' / one.stem)]
   differences = note(workdirs, configs)
-  write_atomic(out / 'table.md', results.text(rows, shown) + (f'\n{differences}\n' if differences else ''))
+  write_atomic(out / 'table.md', results.text(rows, matrix, capacity) + (f'\n{differences}\n' if differences else ''))
   return [*paths, out / 'table.md']
 
 
