@@ -14,7 +14,7 @@ from configs import base, permuted_mnist
 
 ALGORITHMS = permuted_mnist.ALGORITHMS
 RATES = permuted_mnist.RATES | {   # of α = 1, or of 1 and 2
-  'fine_tune': (0.03,), 'packnet': (0.03, 0.2), 'efficient_packnet': (0.03, 0.2)}
+  'fine_tune': (0.03,), 'separate': (0.03,), 'packnet': (0.03, 0.2), 'efficient_packnet': (0.03, 0.2)}
 
 
 def get_config(variant: str = 'packnet'):

@@ -314,7 +314,7 @@ def changes(which):
 
 RATES_OF = {'mnist_sparse': mnist_sparse.RATES, 'cifar_sparse': cifar_sparse.RATES, 'cifar_resnet': cifar_resnet.RATES,
             'mnist_lenet5': mnist_lenet5.RATES, 'split_mnist': split_mnist.RATES, 'permuted_mnist': permuted_mnist.RATES,
-            'permuted_hundred': permuted_hundred.RATES,
+            'permuted_hundred': permuted_hundred.RATES, 'split_cifar10': split_cifar10.RATES,
             'mnist_entry_rates': {name: rates[1:] for name, rates in mnist_sparse.RATES.items()},
             'cifar_entry_rates': {name: rates[1:] for name, rates in cifar_sparse.RATES.items()},
             '.': {'cifar_figure2': cifar_figure2.RATES}}
