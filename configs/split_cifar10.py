@@ -1,8 +1,9 @@
 """Split CIFAR-10: five tasks of two classes each, each with outputs of its own; a 16-32-64 convolutional network.
 
 Our protocol: 5 epochs (360 steps at batch 125) for each task with crops and flips, 45,000 images for training, 5,000 for
-validation; methods as in permuted_mnist.py. RATES are what METHOD_tuning chose on the validation images, with a seed of its own,
-from the grid there. Results are in RESULTS.md, times in run.json beside them.
+validation; methods as in permuted_mnist.py. The RATES here are what METHOD_tuning chose on the validation images, with a seed of
+its own, from the grid there; the other methods, which were not run, have those of permuted_mnist.py. Results are in RESULTS.md,
+times in run.json beside them.
 
   python -m experiments.main --config=configs/split_cifar10.py:packnet --workdir=runs/split_cifar10/packnet
   python -m experiments.main --config=configs/split_cifar10.py:packnet_tuning --workdir=runs/split_cifar10/packnet_tuning

@@ -347,7 +347,7 @@ def test_choices_of_rates_are_among_the_results():
   """All of the table on MNIST, and those of CIFAR-10 that were run."""
   assert {folder: len([1 for f, _ in TUNINGS if f == folder]) for folder in RATES_OF} == {
     'mnist_sparse': 16, 'cifar_sparse': 4, 'cifar_resnet': 2, 'mnist_lenet5': 2, 'split_mnist': 10, 'permuted_mnist': 10,
-    'permuted_hundred': 2, 'mnist_entry_rates': 6, 'cifar_entry_rates': 1, '.': 1}
+    'permuted_hundred': 2, 'split_cifar10': 4, 'mnist_entry_rates': 6, 'cifar_entry_rates': 1, '.': 1}
 
 
 @pytest.mark.parametrize('which', [which for which in ALL if which[0] not in ('base', *STREAMED)], ids=':'.join)

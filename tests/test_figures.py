@@ -352,7 +352,7 @@ def test_maps_of_many_methods_stand_three_abreast_where_they_have_no_numbers(tas
   assert figure.axes[0].get_gridspec().ncols == columns
 
 
-@pytest.mark.parametrize('end, ticks', [(61.7, [70, 80, 90, 95, 98]), (95.0, None)])
+@pytest.mark.parametrize('end, ticks', [(61.7, [70, 80, 90, 95, 98]), (82.9, [85, 90, 95, 98]), (95.0, None)])
 def test_an_axis_on_which_methods_are_far_apart_is_stretched_towards_a_hundred(end, ticks):
   x = np.arange(1, 11)
   curves = [Curve('fine-tuning', x, np.linspace(97, end, 10), np.zeros(10)), Curve('joint', x, np.full(10, 98.2), np.zeros(10))]

@@ -15,7 +15,7 @@ MAPS_ABREAST = 2
 ABREAST_OF_MANY = 3
 LEAST_SPAN = 10.0     # points that a scale of colours spans at least: a tenth of a point is not to look like a collapse
 STRETCHED = 15.0      # points from which on an axis is stretched towards 100, where most methods are
-TICKS = (*range(0, 91, 10), 95, 98, 99, 100)
+TICKS, FINE_TICKS = (*range(0, 91, 10), 95, 98, 99, 100), (*range(0, 96, 5), 98, 99, 100)
 
 
 class Map(NamedTuple):
@@ -53,7 +53,8 @@ def tasks_figure(curves: Sequence[Curve], y_label: str, note: str, whole: bool =
   if not whole and high - low > STRETCHED:
     ax.set_yscale('function', functions=(lambda y: -np.log(np.maximum(101 - y, 1e-3)), lambda z: 101 - np.exp(-z)))
     low, high, room = low - 1, min(high + room / 4, 100.2), 0.0
-    ax.set_yticks([tick for tick in TICKS if low <= tick <= high])
+    shown = [[tick for tick in ticks if low <= tick <= high] for ticks in (TICKS, FINE_TICKS)]
+    ax.set_yticks(shown[0] if len(shown[0]) > 3 else shown[1])
     ax.yaxis.set_minor_locator(NullLocator())
   ax.set(xlabel='Tasks learned', ylabel=y_label, ylim=(low if whole else max(low - room, 0), high + room))
   ax.xaxis.set_major_locator(MaxNLocator(integer=True))
