@@ -1,32 +1,38 @@
 """A training step of a ResNet-50 by the protocol 'streamed': what α, masks and the protocol itself cost, and what devices say to
 each other. On CPUs an eighth of its width, in processes of its own, since the number of devices is fixed when JAX begins: those
-are this file with WHAT PROCESSES PROCESS PORT, and print their rows as JSON.
+are this file with WHAT PROCESSES PROCESS PORT, and print their rows as JSON. On accelerators the whole protocol as well, fed from
+JPEGs.
 """
 import functools
 import json
 import math
 import os
+import pathlib
 import re
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from typing import Any
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
 
+from benchmarks import photographs
 from benchmarks.paired import Row, Times, ratio, row, take_turns
 from configs import imagenet
-from experiments import programs, train
-from experiments.models import MODELS
+from experiments import models, programs, train
+from experiments import photographs as given
+from experiments import streamed as protocol
+from powerprop import flops
 
-CPU = {'model': 'resnet_50_eighth', 'batch_size': 64, 'stream.image_size': 64, 'stream.compute': 'float32'}
+CPU = {'model': 'resnet_50_eighth', 'batch_size': 64, 'stream.image_size': 64, 'compute': 'float32'}
 ACCELERATOR = {'batch_size': 256}
 LAYOUTS = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 4), (4, 2))   # processes, devices of each
 KINDS = ('all-reduce', 'all-gather', 'all-to-all', 'collective-permute', 'reduce-scatter')
@@ -66,8 +72,7 @@ def stepper(config: ml_collections.ConfigDict) -> tuple[Callable[[int], Callable
 
 def bare(config: ml_collections.ConfigDict) -> Callable[[], Any]:
   """One more step, as one writes it without this package: Haiku's network, optax, jit."""
-  net = hk.transform_with_state(programs.in_precision(MODELS[config.model](config.stream.classes, 0.0).forward,
-                                                      programs.COMPUTE[config.stream.compute]))
+  _, net = models.build(config, config.stream.classes)
   images, labels = map(jnp.asarray, pictures(config))
   tx = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(0.1, config.momentum))
 
@@ -98,10 +103,13 @@ def steps(quick: bool) -> list[Row]:
   """Ratios of steps on one device, in turns; on an accelerator images a second and utilisation as well."""
   cpu, config = jax.default_backend() == 'cpu', make_config('dense')
   functions: dict[str, Callable[[], Any]] = {'bare': bare(config)}
+  functions['bare']()   # compiled alone: what an accelerator finds out about its convolutions, the others take over
   # Steps of the schedule at which masks change, and do not: RigL's every 100 steps, those of gradual pruning every 1,000.
-  for name, cell, moments in (('dense', 'dense', (10_500,)), ('α = 2', 'dense_powerprop', (10_500,)),
-                              ('RigL', 'rigl_erk_90', (10_550, 10_999)), ('gradual', 'gradual_erk_90', (10_550, 10_999))):
-    at, _ = stepper(make_config(cell))
+  cells = {'dense': ('dense', (10_500,)), 'α = 2': ('dense_powerprop', (10_500,)),
+           'RigL': ('rigl_erk_90', (10_550, 10_999)), 'gradual': ('gradual_erk_90', (10_550, 10_999))}
+  with futures.ThreadPoolExecutor() as pool:   # a minute each to compile
+    steppers = pool.map(lambda cell: stepper(make_config(cell[0]))[0], cells.values())
+  for at, (name, (_, moments)) in zip(steppers, cells.items(), strict=True):
     functions |= {f'{name} {when}'.strip(): at(n) for when, n in zip(('', 'at'), moments, strict=False)}
   times = take_turns(functions, 3 if quick else 11, 0 if cpu else 1.0)
   dense, title = times['dense'], 'ResNet-50' + (', an eighth of its width' if cpu else '')
@@ -112,9 +120,40 @@ def steps(quick: bool) -> list[Row]:
                       for x, y in zip(times[f'{name} at'], times[name], strict=True)))
     rows.append(ratio(f'{title}, step: {name}, masks every {every:,} steps / dense', weighed, dense, 1.03))
   seconds = statistics.median(dense.wall)
-  rows.append(row(f'{title}: dense training at {config.stream.image_size}², batch {config.batch_size}, {config.stream.compute}',
+  rows.append(row(f'{title}: dense training at {config.stream.image_size}², batch {config.batch_size}, {config.compute}',
                   config.batch_size / seconds, 'images/s'))
+  if (peak := protocol.peak_flops(config)):
+    speed = flops.training_step(programs.prepare(config).costs) / jax.device_count() / seconds
+    rows.append(row(f'{title}: utilisation of {peak / 1e12:.0f} TFLOP/s in that', speed / peak, 'of 1'))
   return rows
+
+
+def fed(config: ml_collections.ConfigDict, steps: int, distinct: int) -> list[Row]:
+  """Training from JPEGs of 500×375 on this disk by the whole protocol, checkpoint and metrics included: what the last lines of
+  metrics tell. `distinct`: so many of the images differ; a folder tree of ImageNet's form has links to them."""
+  with tempfile.TemporaryDirectory() as name:
+    root, workdir = pathlib.Path(name, 'images'), pathlib.Path(name, 'run')
+    root.mkdir()
+    for i, data in enumerate(photographs.make(distinct)):
+      (root / f'{i}.jpg').write_bytes(data)
+    per_class = -(-config.batch_size // config.stream.classes) + 1   # more than a batch
+    for split, count in (('train', per_class), ('val', 1)):
+      for c in range(config.stream.classes):
+        folder = root / split / f'class_{c:04d}'
+        folder.mkdir(parents=True)
+        for i in range(count):
+          (folder / f'{i}.jpg').hardlink_to(root / f'{(c * count + i) % distinct}.jpg')
+    with config.unlocked():
+      config.data_dir, config.steps = str(root), steps
+      config.stream.workers, config.stream.log_steps = len(os.sched_getaffinity(0)) - 1, steps // 4
+    workdir.mkdir()
+    protocol.fit(programs.prepare(config), given.open_images(config), workdir)
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  title, last = f'trained from JPEGs, read by {config.stream.workers} processes', lines[-2:]   # the first ones fill the queues
+  names = {'images_per_second': ('speed', 'images/s'), 'input_wait': ('share of the time spent waiting for images', 'of 1'),
+           'utilisation': ('utilisation', 'of 1')}
+  return [row(f'{title}: {label}', statistics.mean(line[key] for line in last), unit)
+          for key, (label, unit) in names.items() if key in last[0]]
 
 
 def layout(processes: int) -> list[Row]:
@@ -143,7 +182,7 @@ def exchanged(text: str) -> dict[str, tuple[int, int]]:
 
 def run(quick: bool) -> list[Row]:
   if jax.default_backend() != 'cpu':
-    return steps(quick)
+    return steps(quick) + fed(make_config('dense'), 80 if quick else 200, 64)
   rows = children(['steps', *(['quick'] if quick else [])], 1, 1)
   for processes, devices in ((1, 1), (1, 8), (2, 4)) if quick else LAYOUTS:
     rows += children(['layout'], processes, devices)

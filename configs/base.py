@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.train_images = 55_000          # the first so many of the training set; the rest of it is for validation
 
   config.model = 'lenet_300_100'        # a row of MODELS in experiments/models.py
+  config.compute = 'float32'            # of convolutions and activations: 'float32' or 'bfloat16'; what is stored stays float32
   config.bias_stddev = 0.0              # standard deviation of initial biases (normal, truncated at 2 sd); 0: zeros
 
   config.steps = 50_000                 # optimiser steps of each network
@@ -118,7 +119,6 @@ def get_config() -> ml_collections.ConfigDict:
   config.stream.held_out = 0            # every so-manyth training image is kept from training, to choose settings by; 0: none
   config.stream.workers = 0             # processes that read images on each host; 0: threads of the one that trains
   config.stream.on_damage = 'fail'      # at images that cannot be read: 'fail', or 'skip': the next one, in evaluation none
-  config.stream.compute = 'float32'     # of products and activations: 'float32' or 'bfloat16'; what is stored stays float32
   config.stream.shards = 1              # devices that share one copy of parameters and optimiser state
   config.stream.batch_norm_parts = 1    # parts of a batch, each with statistics of its own: 1 is all of it, over all devices
   config.stream.log_steps = 100         # a line of metrics every so many steps

@@ -74,7 +74,7 @@ def settings(config):
   config.batch_size, config.schedule, config.label_smoothing = 4_096, 'steps', 0.1
   config.sweep.seed, config.sweep.optimizer, config.weight_decay = (0,), ('momentum_decay',), 1e-4
   config.sparse.every_steps, config.sparse.start_share, config.sparse.end_share = 100, 10_000 / STEPS, 25_000 / STEPS
-  config.stream.compute, config.stream.workers = 'bfloat16', 16
+  config.compute, config.stream.workers = 'bfloat16', 16
   config.prune.densities, config.prune.output_factor = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02), 1.0
   config.prune.scopes = ('layer', 'layer recalibrated', 'global', 'global recalibrated')
   config.report = ('compare',)

@@ -34,6 +34,6 @@ def get_config(variant: str = 'dense'):
   config.sweep.algorithm, config.sweep.sparsity = (algorithm,), (0.0 if algorithm == 'dense' else 0.9,)
   config.sparse.every_steps, config.sparse.start_share, config.sparse.end_share = 10, 0.25, 0.75
   config.stream.classes, config.stream.image_size, config.stream.held_out = 10, 64, 50
-  config.stream.compute, config.stream.workers = 'float32', 0
+  config.compute, config.stream.workers = 'float32', 0
   config.stream.log_steps, config.stream.checkpoint_steps = 13, 78
   return config

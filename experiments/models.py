@@ -5,6 +5,7 @@ distribution of variance 2/fan-in, truncated at two standard deviations of its o
 the output layer with variance 0.1/fan-in: the logits begin small and the loss near log(classes). No weight begins at 0, which is
 a critical point of powerpropagation.
 """
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import jmp
+import ml_collections
 
 from experiments.convolution import Conv2D
 from powerprop.reparam import Where, is_weight
@@ -259,3 +262,28 @@ BIASES: dict[str, Where] = {
     'plain': is_weight,
     'reparameterised': is_weight_or_bias,
 }
+
+COMPUTE = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+def build(config: ml_collections.ConfigDict, outputs: int) -> tuple[Model, hk.TransformedWithState]:
+  """The model that a config names, and its network in the precision that it names."""
+  model = MODELS[config.model](outputs, config.bias_stddev)
+  return model, hk.transform_with_state(in_precision(model.forward, COMPUTE[config.compute]))
+
+
+def in_precision(forward: Callable[..., jax.Array], compute: Any) -> Callable[..., jax.Array]:
+  """The network with its convolutions in `compute`, and activations between layers; BatchNorm's statistics, linear layers, whose
+  share of the products is small, with the logits, and all parameters stay float32."""
+  if compute == jnp.float32:
+    return forward
+  layers: dict[type[hk.Module], tuple[Any, Any]] = {
+      hk.Conv2D: (compute, compute), Conv2D: (compute, compute), hk.Linear: (jnp.float32, jnp.float32),
+      hk.BatchNorm: (jnp.float32, compute)}
+
+  def wrapped(images: jax.Array, is_training: bool) -> jax.Array:
+    with contextlib.ExitStack() as stack:
+      for layer, (inside, output) in layers.items():
+        stack.enter_context(hk.mixed_precision.push_policy(layer, jmp.Policy(jnp.float32, inside, output)))
+      return forward(images, is_training)
+  return wrapped

@@ -4,7 +4,6 @@ The mesh is 'data' × 'shards': images are shared out over all devices; paramete
 first axis, and shared out along the second.
 """
 import collections
-import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,21 +11,18 @@ from typing import Any, NamedTuple
 import haiku as hk
 import jax
 import jax.numpy as jnp
-import jmp
 import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from experiments import sweep, train
+from experiments import models, sweep, train
 from experiments.checkpoint import pack, unpack
-from experiments.convolution import Conv2D
 from experiments.data import images
-from experiments.models import MODELS, Model
+from experiments.models import Model
 from powerprop import flops
 from powerprop.reparam import Tree
 
 AXES = 'data', 'shards'
-COMPUTE = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 SHARDED_FROM = 2**14     # smallest number of entries of a leaf that is worth being shared out
 
 
@@ -63,8 +59,7 @@ class Setting(NamedTuple):
 def prepare(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Setting:
   """Network, group and costs, by shapes alone: no data are needed. `devices`: by default all that there are."""
   stream = config.stream
-  model = MODELS[config.model](stream.classes, config.bias_stddev)
-  net = hk.transform_with_state(in_precision(model.forward, COMPUTE[stream.compute]))
+  model, net = models.build(config, stream.classes)
   (group,) = sweep.make_groups(config)
   shape = stream.image_size, stream.image_size, 3
   sweep.check_sparsities([group], net, shape)
@@ -75,23 +70,6 @@ def prepare(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | N
   costs = flops.count(lambda p, s, x: net.apply(p, s, None, x, True)[0], theta, net_state, batch)
   setting = Setting(config, group, sweep.make_nets(config), model, net, mesh, costs, None)
   return setting._replace(shapes=jax.eval_shape(functools.partial(begin, setting), scored_shapes(setting)))
-
-
-def in_precision(forward: Callable[..., jax.Array], compute: Any) -> Callable[..., jax.Array]:
-  """The network with its convolutions in `compute`, and activations between layers; BatchNorm's statistics, linear layers, whose
-  share of the products is small, with the logits, and all parameters stay float32."""
-  if compute == jnp.float32:
-    return forward
-  layers: dict[type[hk.Module], tuple[Any, Any]] = {
-      hk.Conv2D: (compute, compute), Conv2D: (compute, compute), hk.Linear: (jnp.float32, jnp.float32),
-      hk.BatchNorm: (jnp.float32, compute)}
-
-  def wrapped(images: jax.Array, is_training: bool) -> jax.Array:
-    with contextlib.ExitStack() as stack:
-      for layer, (inside, output) in layers.items():
-        stack.enter_context(hk.mixed_precision.push_policy(layer, jmp.Policy(jnp.float32, inside, output)))
-      return forward(images, is_training)
-  return wrapped
 
 
 def first_weights(net: hk.TransformedWithState, shape: tuple[int, ...], seed: Any) -> tuple[Tree, Tree]:

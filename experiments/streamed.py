@@ -79,7 +79,6 @@ def check(config: ml_collections.ConfigDict, devices: int | None = None) -> None
     need(stream[key] >= 0, f'stream.{key}', 'at least 0')
   need(stream.held_out != 1, 'stream.held_out', '0, or at least 2')
   need(stream.on_damage in images.ON_DAMAGE, 'stream.on_damage', f'one of {list(images.ON_DAMAGE)}')
-  need(stream.compute in programs.COMPUTE, 'stream.compute', f'one of {sorted(programs.COMPUTE)}')
   devices = devices or jax.device_count()
   need(devices % stream.shards == 0, 'stream.shards', f'a divisor of the {devices} devices')
   need(config.batch_size % devices == 0, 'batch_size', f'a multiple of the {devices} devices')
@@ -250,7 +249,7 @@ def peak_flops(config: ml_collections.ConfigDict) -> float:
   """Operations a second of one device at best; 0 where that is not known."""
   if config.stream.peak_flops:
     return config.stream.peak_flops
-  return known_peak(jax.devices()[0].device_kind)[0 if config.stream.compute == 'bfloat16' else 1]
+  return known_peak(jax.devices()[0].device_kind)[0 if config.compute == 'bfloat16' else 1]
 
 
 def known_peak(kind: str) -> tuple[float, float]:

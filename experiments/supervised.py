@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import haiku as hk
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -15,12 +14,12 @@ from jax.sharding import Mesh
 
 import powerprop
 from experiments import data as datasets
-from experiments import evaluate, run_files, sweep, train
+from experiments import evaluate, models, run_files, sweep, train
 from experiments import workdir as workdirs
 from experiments.augment import AUGMENTATIONS
 from experiments.checkpoint import Checkpoints, pack, unpack
 from experiments.errors import UserError
-from experiments.models import MODELS, Model
+from experiments.models import Model
 from experiments.progress import Progress, plural, say
 from experiments.results import TRAINED
 from powerprop import flops
@@ -70,8 +69,7 @@ def prepare(config: ml_collections.ConfigDict, grouped: Callable[[ml_collections
   data = datasets.load(config.dataset, config.data_dir)
   say(datasets.describe(data))
   splits = split(data, config.train_images, config.batch_size)
-  model = MODELS[config.model](data.classes, config.bias_stddev)
-  net = hk.transform_with_state(model.forward)
+  model, net = models.build(config, data.classes)
   groups, nets, image_shape = grouped(config), sweep.make_nets(config), splits['train'].images.shape[1:]
   sweep.check_sparsities(groups, net, image_shape)
   if run_files.has_ended(workdir, config):   # not before all of the config has been found good

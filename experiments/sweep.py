@@ -16,7 +16,7 @@ from experiments.algorithms import ALGORITHMS, DISTRIBUTIONS, FIRST_MASKS, OWN_P
 from experiments.augment import AUGMENTATIONS
 from experiments.continual.methods import METHODS
 from experiments.errors import UserError
-from experiments.models import BIASES, MODELS
+from experiments.models import BIASES, COMPUTE, MODELS
 from experiments.optimizers import OPTIMIZERS, SCHEDULES, UPDATES, phi_decay
 from experiments.results import TRAINED
 
@@ -39,6 +39,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     return type(x) in (int, float)
 
   need(config.model in MODELS, 'model', f'one of {sorted(MODELS)}')
+  need(config.compute in COMPUTE, 'compute', f'one of {sorted(COMPUTE)}')
   for axis, values in config.sweep.items():
     need(isinstance(values, tuple) and len(values) > 0, f'sweep.{axis}', 'a tuple of at least one value, as "(1.0, 2.0)"')
     need(not any(v in values[:i] for i, v in enumerate(values)), f'sweep.{axis}', 'a tuple without repetitions')

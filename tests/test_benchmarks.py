@@ -14,7 +14,7 @@ from configs import mnist_lenet
 from experiments.data import jpeg
 from experiments.models import MODELS
 from experiments.train import Batches
-from powerprop import powerpropagation
+from powerprop import flops, powerpropagation
 
 SEEDS, ALPHAS = (3, 4), (1.0, 2.0)
 
@@ -157,7 +157,7 @@ def test_the_bare_step_on_photographs_is_ours(monkeypatch):
   """Two steps from the same weights, the second after a step of nearly nothing: ours is still in its warm-up."""
   monkeypatch.setitem(MODELS, 'tiny_photographs', network)
   monkeypatch.setattr(streamed, 'CPU', {'model': 'tiny_photographs', 'batch_size': 16, 'stream.image_size': 12,
-                                        'stream.classes': 4, 'stream.compute': 'float32'})
+                                        'stream.classes': 4, 'compute': 'float32'})
   config = streamed.make_config('dense')
   by_hand, (at, text) = streamed.bare(config), streamed.stepper(config)
   first = float(by_hand())
@@ -167,6 +167,16 @@ def test_the_bare_step_on_photographs_is_ours(monkeypatch):
   kinds = streamed.exchanged(text)
   # Gradients of 1,484 parameters, and at least mean and square of BatchNorm's 24 channels, on 8 devices.
   assert set(kinds) == {'all-reduce'} and kinds['all-reduce'][1] >= 1_484 + 2 * 24
+
+
+def test_training_from_made_up_jpegs_tells_what_the_metrics_tell(monkeypatch):
+  monkeypatch.setitem(MODELS, 'tiny_photographs', network)
+  monkeypatch.setattr(streamed, 'CPU', {'model': 'tiny_photographs', 'batch_size': 16, 'stream.image_size': 12,
+                                        'stream.classes': 4, 'compute': 'float32', 'stream.peak_flops': 1e9})
+  config = streamed.make_config('dense')
+  speed, wait, utilisation = (r['value'] for r in streamed.fed(config, 8, 3))
+  operations = flops.training_step(streamed.programs.prepare(config).costs) / 16
+  assert 0 <= wait < 1 and speed > 0 and utilisation == pytest.approx(speed * operations / 1e9 / jax.device_count(), abs=1e-4)
 
 
 def test_collectives_are_counted_by_kind():

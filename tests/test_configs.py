@@ -176,7 +176,7 @@ NOTEBOOK = {
   'prune.figure_density': 0.1, 'prune.sampled_weights': 10_000, 'report': ('figure1',)}
 
 DEFAULTS = {
-  'protocol': 'supervised', 'phi_decay': 0.0, 'clip_norm': 0.0, 'label_smoothing': 0.0,
+  'protocol': 'supervised', 'compute': 'float32', 'phi_decay': 0.0, 'clip_norm': 0.0, 'label_smoothing': 0.0,
   'augment': 'none', 'schedule': 'constant', 'weight_decay': 1e-4, 'alpha_rates': (),
   'sweep.algorithm': ('dense',),
   'sweep.sparsity': (0.0,), 'sweep.penalty': (0.0,), 'sparse.distribution': 'erk', 'sparse.dense': (), 'sparse.every_steps': 100,
@@ -271,8 +271,8 @@ def changes(which):
   if which[0] == 'cifar_resnet':
     algorithm, tuning = which[1].removesuffix('_tuning'), which[1].endswith('_tuning')
     rates = {'steps': 1_080, 'sweep.seed': (3,), 'sweep.learning_rate': BATCH_NORM_RATES}
-    return changes(('cifar_sparse', which[1])) | {'model': 'resnet_18'} | (
-        rates if tuning else {'sweep.seed': (0,), 'alpha_rates': cifar_resnet.RATES[algorithm]})
+    return changes(('cifar_sparse', which[1])) | {'model': 'resnet_18', 'compute': 'bfloat16'} | (
+        rates if tuning else {'alpha_rates': cifar_resnet.RATES[algorithm]})
   if which[0] == 'mnist_longer':
     algorithm, _, times = which[1].partition('_')
     return changes(('mnist_sparse', algorithm)) | {'steps': {'1x': 9_000, '2x': 18_000, '5x': 45_000}[times],
@@ -371,7 +371,7 @@ def test_settings(which):
 RECIPE = {'protocol': 'streamed', 'model': 'resnet_50', 'batch_size': 4096, 'steps': 32_000, 'schedule': 'steps',
           'label_smoothing': 0.1, 'sweep.optimizer': ('momentum_decay',), 'momentum': 0.9, 'weight_decay': 1e-4, 'phi_decay': 0.0,
           'sweep.alpha': (1.0,), 'sweep.learning_rate': (1.6,), 'sparse.every_steps': 100, 'sparse.drop_fraction': 0.3,
-          'stream.image_size': 224, 'stream.classes': 1000, 'stream.compute': 'bfloat16', 'sparse.dense': ()}
+          'stream.image_size': 224, 'stream.classes': 1000, 'compute': 'bfloat16', 'sparse.dense': ()}
 STEM = ('resnet/~/initial_conv/w',)
 
 

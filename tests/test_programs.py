@@ -12,7 +12,7 @@ import pytest
 from tiny_photographs import network
 
 from configs import imagenette
-from experiments import programs, train
+from experiments import models, programs, train
 from experiments.convolution import Conv2D
 from experiments.data.images import Batch
 from experiments.models import MODELS
@@ -133,7 +133,7 @@ def test_batch_norm_over_parts():
 
 
 def test_bfloat16_is_for_products_alone(plain):
-  setting, running, losses = trained(**{'stream.compute': 'bfloat16'})
+  setting, running, losses = trained(**{'compute': 'bfloat16'})
   stored = jax.tree.leaves((running.state.phi, running.state.net_state))
   assert {str(x.dtype) for x in stored} == {'float32', 'int32'}
   np.testing.assert_allclose(losses, plain[2], rtol=0.03)   # 8 bits of mantissa
@@ -151,7 +151,7 @@ def test_bfloat16_is_for_our_convolutions_too():
   def forward(images, is_training):
     x = Conv2D(8, 3, w_init=hk.initializers.VarianceScaling(), name='first')(images)
     return hk.Linear(5, b_init=hk.initializers.Constant(1 / 3))(x.mean((1, 2)))
-  net = hk.without_apply_rng(hk.transform(lambda x: programs.in_precision(forward, jnp.bfloat16)(x, True)))
+  net = hk.without_apply_rng(hk.transform(lambda x: models.in_precision(forward, jnp.bfloat16)(x, True)))
   pictures = jax.random.uniform(jax.random.key(0), (4, SIZE, SIZE, 3))
   theta = net.init(jax.random.key(1), pictures)
   assert {str(x.dtype) for x in jax.tree.leaves(theta)} == {'float32'}
@@ -164,7 +164,7 @@ def test_bfloat16_is_for_our_convolutions_too():
 
 def test_no_slope_vanishes_under_bfloat16():
   """It is made of float32: of weights of 1e-6 under α = 3, to 1e-5 of itself, where bfloat16 has 4e-3."""
-  setting = programs.prepare(make_config('dense_powerprop', **{'stream.compute': 'bfloat16', 'sweep.alpha': (3.0,)}))
+  setting = programs.prepare(make_config('dense_powerprop', **{'compute': 'bfloat16', 'sweep.alpha': (3.0,)}))
   phi = setting.group.reparam.inverse(jax.tree.map(
       lambda x: jnp.full_like(x, 1e-6), began()[0]))
   slope = setting.group.reparam.slope(phi)

@@ -302,7 +302,7 @@ def test_photographs_that_cannot_be_read(tree, cache, tmp_path):
     ({'stream.batch_norm_parts': 3}, r'config.stream.batch_norm_parts must be a divisor of batch_size=8, got 3'),
     ({'stream.held_out': 1}, r'config.stream.held_out must be 0, or at least 2, got 1'),
     ({'stream.on_damage': 'ignore'}, r"config.stream.on_damage must be one of \['fail', 'skip'\], got 'ignore'"),
-    ({'stream.compute': 'float16'}, r"config.stream.compute must be one of \['bfloat16', 'float32'\], got 'float16'"),
+    ({'compute': 'float16'}, r"config.compute must be one of \['bfloat16', 'float32'\], got 'float16'"),
     ({'stream.log_steps': 0}, r'config.stream.log_steps must be positive, got 0')])
 def test_check_says_what_is_allowed(change, message):
   streamed.check(make_config())

@@ -84,6 +84,7 @@ def assert_same_results(workdir, other):
 
 SCOPES = f'config.prune.scopes must be a tuple of some of {list(evaluate.SCOPES)}'
 MISTAKES = [
+  ('compute', 'float16', "config.compute must be one of ['bfloat16', 'float32'], got 'float16'."),
   ('model', 'vgg', f"config.model must be one of {sorted([*MODELS, 'tiny'])}, got 'vgg'."),
   ('steps', 0, 'config.steps must be positive, got 0.'),
   ('batch_size', -1, 'config.batch_size must be positive, got -1.'),
@@ -139,6 +140,17 @@ def test_split():
   for train_images, batch_size in ((480, 20), (19, 20)):
     with pytest.raises(UserError, match=f'train_images must leave some of the 480 .* of {batch_size}, got {train_images}'):
       supervised.split(data, train_images, batch_size)
+
+
+@pytest.mark.parametrize('compute', ['float32', 'bfloat16'])
+def test_convolutions_and_their_gradients_are_in_the_precision_asked_for(data_dir, tmp_path, compute):
+  config = make_config(data_dir, model='conv_16_32_64', compute=compute, **{'sweep.alpha': (2.0,)})
+  setting = supervised.prepare(config, sweep.make_groups, tmp_path)
+  text = str(jax.make_jaxpr(setting.epoch)(setting.first(), [slot.nets for slot in setting.slots],
+                                           [slot.number for slot in setting.slots], setting.data['train'], 0, 0, 12))
+  (first, *_), products = re.findall(r'(\w+)\[[\d,]*\] = conv_general_dilated', text), text.count('conv_general_dilated[')
+  assert products >= 5 and first == {'float32': 'f32', 'bfloat16': 'bf16'}[compute]
+  assert {str(x.dtype) for x in jax.tree.leaves(setting.theta0)} == {'float32'}
 
 
 def test_groups_are_the_product_of_what_changes_the_program():

@@ -14,13 +14,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import haiku as hk
 import jax
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import run_files, sweep, train
+from experiments import models, run_files, sweep, train
 from experiments import workdir as workdirs
 from experiments.checkpoint import Checkpoints, pack, unpack
 from experiments.continual import files, packing, programs
@@ -28,7 +27,6 @@ from experiments.continual.methods import METHODS
 from experiments.continual.problem import Heads, Problem, State
 from experiments.data import tasks as sequences
 from experiments.errors import UserError
-from experiments.models import MODELS
 from experiments.progress import Progress, plural, say
 from experiments.supervised import epochs, to_host
 
@@ -122,8 +120,7 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> Setting
   if tasks.apart == (scenario == 'domain'):
     say(f"note: {'tasks of different classes share' if tasks.apart else 'tasks of the same classes do not share'} their outputs.")
   heads = Heads(scenario, tasks.classes, len(tasks.names))
-  model = MODELS[config.model](heads.units, config.bias_stddev)
-  net = hk.transform_with_state(model.forward)
+  model, net = models.build(config, heads.units)
   problems = [Problem(config, net, group, METHODS[group.axes['algorithm']], heads, model.output_layer, model.batch_norm, {}, None)
               for group in sweep.make_groups(config)]
   nets = sweep.make_nets(config)
