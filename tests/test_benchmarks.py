@@ -104,7 +104,7 @@ def test_table_and_rows_of_a_measurement(monkeypatch):
   rows = [row('fast', 1.04999, '×', 1.1, low=1.0, high=1.25, cpu=1.5), row('slow', 1.5, '×', 2.0, least=True),
           row('plain', 40.0, 'ms')]
   monkeypatch.setitem(command.MEASUREMENTS, 'made up', lambda data, quick: rows if quick else [])
-  found = command.measure(['made up'], make_data(1), True, '1-core abacus')
+  found = command.measure(['made up'], lambda: make_data(1), True, '1-core abacus')
   assert [r['met'] for r in found] == [True, False, None]
   assert [re.split(r'  +', line) for line in command.table(found).splitlines()[1:]] == [
       ['fast', '1.05 ×', '1 to 1.25', '1.5', 'at most 1.1: met', '1-core abacus'],
