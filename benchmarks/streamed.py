@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 from benchmarks import photographs
-from benchmarks.paired import Row, Times, ratio, row, take_turns
+from benchmarks.paired import Row, Times, per, ratio, row, take_turns
 from configs import imagenet
 from experiments import models, programs, train
 from experiments import photographs as given
@@ -34,6 +34,7 @@ from powerprop import flops
 
 CPU = {'model': 'resnet_50_eighth', 'batch_size': 64, 'stream.image_size': 64, 'compute': 'float32'}
 ACCELERATOR = {'batch_size': 256}
+AHEAD = 10   # steps that are sent to an accelerator before one is waited for, as in training
 LAYOUTS = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 4), (4, 2))   # processes, devices of each
 KINDS = ('all-reduce', 'all-gather', 'all-to-all', 'collective-permute', 'reduce-scatter')
 
@@ -53,7 +54,8 @@ def pictures(config: ml_collections.ConfigDict) -> tuple[np.ndarray, np.ndarray]
 
 
 def stepper(config: ml_collections.ConfigDict) -> tuple[Callable[[int], Callable[[], Any]], str]:
-  """n → one more step of the protocol each time it is called, as step n of the schedule; and the compiled program as text."""
+  """n → `together` more steps of the protocol each time it is called, all as step n of the schedule; and the compiled program as
+  text."""
   setting = programs.prepare(config)
   put = functools.partial(jax.make_array_from_process_local_data, programs.by_image(setting.mesh))
   images, labels = (put(x) for x in pictures(config))
@@ -64,14 +66,19 @@ def stepper(config: ml_collections.ConfigDict) -> tuple[Callable[[int], Callable
     number = jnp.int32(n)
     def turn() -> jax.Array:
       nonlocal running
-      running, loss = step(running, number, images, labels)
+      for _ in range(together()):
+        running, loss = step(running, number, images, labels)
       return loss.block_until_ready()
     return turn
   return at, step.as_text()
 
 
+def together() -> int:
+  return 1 if jax.default_backend() == 'cpu' else AHEAD
+
+
 def bare(config: ml_collections.ConfigDict) -> Callable[[], Any]:
-  """One more step, as one writes it without this package: Haiku's network, optax, jit."""
+  """As many steps, as one writes them without this package: Haiku's network, optax, jit."""
   _, net = models.build(config, config.stream.classes)
   images, labels = map(jnp.asarray, pictures(config))
   tx = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(0.1, config.momentum))
@@ -94,7 +101,8 @@ def bare(config: ml_collections.ConfigDict) -> Callable[[], Any]:
 
   def turn() -> jax.Array:
     nonlocal state
-    state, loss = step(state, images, labels)
+    for _ in range(together()):
+      state, loss = step(state, images, labels)
     return loss.block_until_ready()
   return turn
 
@@ -111,7 +119,7 @@ def steps(quick: bool) -> list[Row]:
     steppers = pool.map(lambda cell: stepper(make_config(cell[0]))[0], cells.values())
   for at, (name, (_, moments)) in zip(steppers, cells.items(), strict=True):
     functions |= {f'{name} {when}'.strip(): at(n) for when, n in zip(('', 'at'), moments, strict=False)}
-  times = take_turns(functions, 3 if quick else 11, 0 if cpu else 1.0)
+  times = {name: per(found, together()) for name, found in take_turns(functions, 3 if quick else 11, 0 if cpu else 1.0).items()}
   dense, title = times['dense'], 'ResNet-50' + (', an eighth of its width' if cpu else '')
   rows = [ratio(f'{title}, step: bare Haiku loop / ours', times['bare'], dense, 0.98, least=True),
           ratio(f'{title}, step: α = 2 / α = 1', times['α = 2'], dense, 1.05 if cpu else 1.02)]
@@ -182,7 +190,7 @@ def exchanged(text: str) -> dict[str, tuple[int, int]]:
 
 def run(quick: bool) -> list[Row]:
   if jax.default_backend() != 'cpu':
-    return steps(quick) + fed(make_config('dense'), 80 if quick else 200, 64)
+    return steps(quick) + fed(make_config('dense'), 200 if quick else 400, 64)
   rows = children(['steps', *(['quick'] if quick else [])], 1, 1)
   for processes, devices in ((1, 1), (1, 8), (2, 4)) if quick else LAYOUTS:
     rows += children(['layout'], processes, devices)
