@@ -13,8 +13,8 @@ from configs import base, cifar_sparse
 
 ALGORITHMS = ('gradual', 'rigl', 'top_kast', 'static')
 GRID = (0.03, 0.1, 0.3, 1.0)
-# Of cifar_sparse.ALPHAS. Top-KAST and static have not been tuned: they have the rates that the other two agree on.
-RATES = dict.fromkeys(ALGORITHMS, (0.1, 1.0))
+# Of cifar_sparse.ALPHAS. Static masks have not been tuned: they have the rates of gradual pruning and RigL.
+RATES = dict.fromkeys(ALGORITHMS, (0.1, 1.0)) | {'top_kast': (1.0, 1.0)}
 
 
 def get_config(variant: str = 'gradual'):
