@@ -53,24 +53,21 @@ def pictures(config: ml_collections.ConfigDict) -> tuple[np.ndarray, np.ndarray]
   return rng.integers(0, 256, (mine, size, size, 3), np.uint8), rng.integers(0, config.stream.classes, mine, np.int32)
 
 
-def stepper(config: ml_collections.ConfigDict) -> tuple[Callable[[int], Callable[[], Any]], str]:
-  """n → `together` more steps of the protocol each time it is called, all as step n of the schedule; and the compiled program as
-  text."""
+def stepper(config: ml_collections.ConfigDict, n: int) -> tuple[Callable[[], Any], str]:
+  """`together` more steps of the protocol at each call, all as if n had been taken; and the compiled program as text."""
   setting = programs.prepare(config)
   put = functools.partial(jax.make_array_from_process_local_data, programs.by_image(setting.mesh))
   images, labels = (put(x) for x in pictures(config))
   running = programs.make_first(setting)(None)
-  step = programs.make_step(setting).lower(running, 0, images, labels).compile()
+  (due,), number = train.at_steps(setting.group.due, np.array([n + 1])).tolist(), jnp.int32(n)
+  step = programs.make_step(setting).lower(running, 0, images, labels, due).compile()
 
-  def at(n: int) -> Callable[[], Any]:
-    number = jnp.int32(n)
-    def turn() -> jax.Array:
-      nonlocal running
-      for _ in range(together()):
-        running, loss = step(running, number, images, labels)
-      return loss.block_until_ready()
-    return turn
-  return at, step.as_text()
+  def turn() -> jax.Array:
+    nonlocal running
+    for _ in range(together()):
+      running, loss = step(running, number, images, labels)
+    return loss.block_until_ready()
+  return turn, step.as_text()
 
 
 def together() -> int:
@@ -113,12 +110,11 @@ def steps(quick: bool) -> list[Row]:
   functions: dict[str, Callable[[], Any]] = {'bare': bare(config)}
   functions['bare']()   # compiled alone: what an accelerator finds out about its convolutions, the others take over
   # Steps of the schedule at which masks change, and do not: RigL's every 100 steps, those of gradual pruning every 1,000.
-  cells = {'dense': ('dense', (10_500,)), 'α = 2': ('dense_powerprop', (10_500,)),
-           'RigL': ('rigl_erk_90', (10_550, 10_999)), 'gradual': ('gradual_erk_90', (10_550, 10_999))}
+  cells = {'dense': ('dense', 10_500), 'α = 2': ('dense_powerprop', 10_500),
+           'RigL': ('rigl_erk_90', 10_550), 'RigL at': ('rigl_erk_90', 10_999),
+           'gradual': ('gradual_erk_90', 10_550), 'gradual at': ('gradual_erk_90', 10_999)}
   with futures.ThreadPoolExecutor() as pool:   # a minute each to compile
-    steppers = pool.map(lambda cell: stepper(make_config(cell[0]))[0], cells.values())
-  for at, (name, (_, moments)) in zip(steppers, cells.items(), strict=True):
-    functions |= {f'{name} {when}'.strip(): at(n) for when, n in zip(('', 'at'), moments, strict=False)}
+    functions |= dict(zip(cells, pool.map(lambda cell: stepper(make_config(cell[0]), cell[1])[0], cells.values()), strict=True))
   times = {name: per(found, together()) for name, found in take_turns(functions, 3 if quick else 11, 0 if cpu else 1.0).items()}
   dense, title = times['dense'], 'ResNet-50' + (', an eighth of its width' if cpu else '')
   rows = [ratio(f'{title}, step: bare Haiku loop / ours', times['bare'], dense, 0.98, least=True),
@@ -165,10 +161,10 @@ def fed(config: ml_collections.ConfigDict, steps: int, distinct: int) -> list[Ro
 
 
 def layout(processes: int) -> list[Row]:
-  """What the compiled step of RigL exchanges on the devices that there are, and its time."""
+  """What a compiled step of RigL that makes new masks exchanges on the devices that there are, and the time of one between."""
   config = make_config('rigl_erk_90')
-  at, text = stepper(config)
-  wall = take_turns({'between': at(10_550)}, 7)['between'].wall
+  (between, _), (_, text) = (stepper(config, n) for n in (10_550, 10_999))
+  wall = take_turns({'between': between}, 7)['between'].wall
   title = f'RigL, {processes} × {jax.local_device_count()} processes × devices'
   counts = exchanged(text)
   told = [row(f'{title}: {kind}', counts[kind][0], 'a step', elements=counts[kind][1]) for kind in KINDS if kind in counts]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments import programs, sweep
+from experiments import programs, sweep, train
 from experiments.algorithms import ALGORITHMS, DISTRIBUTIONS
 from experiments.programs import Setting
 from experiments.results import Table, markdown
@@ -84,7 +84,7 @@ def phases(setting: Setting, theta: Tree) -> list[flops.Phase]:
     return flops.densities(setting.costs, counts)
 
   steps = np.arange(1, config.steps + 1)
-  dense = np.asarray(jax.vmap(lambda n: jnp.asarray(group.dense_gradient(n)))(steps))
+  dense = train.at_steps(group.dense_gradient, steps)
   if group.first_masks:
     return [flops.Phase(config.steps, at(1 - group.axes['sparsity']))]
   found = timeline(group.axes, config, steps)
@@ -109,8 +109,7 @@ def timeline(axes: dict[str, Any], config: ml_collections.ConfigDict, steps: np.
     return tuple(float(jnp.mean(tree['w'])) for tree in (masks.forward, trained(masks)))   # type: ignore[return-value]
 
   found = {0: densities(masks)}
-  due = np.broadcast_to(np.asarray(jax.vmap(lambda n: jnp.asarray(updater.due(n)))(steps)), steps.shape)
-  for n in steps[due].tolist():
+  for n in steps[train.at_steps(updater.due, steps)].tolist():
     masks, memory = update(n, masks, memory, theta, gradient)
     found[n] = densities(masks)
   return found

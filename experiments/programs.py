@@ -173,23 +173,27 @@ def make_weights(setting: Setting) -> Callable[[], Tree]:
 
 
 def make_step(setting: Setting) -> Callable[..., tuple[Running, jax.Array]]:
-  """The program (running, steps taken, images uint8 [B, S, S, 3], labels [B]) → running after one more step, and its loss."""
+  """The program (running, steps taken, images uint8 [B, S, S, 3], labels [B], do masks change?) → running after one more step,
+  and its loss. It is compiled for steps at which masks change, and for those at which they stay: a branch would keep a GPU's host
+  from sending steps ahead. Without the last argument there is one.
+  """
   config, group = setting.config, setting.group
   loss_fn = in_parts(train.make_loss(setting.net, config.label_smoothing), config.stream.batch_norm_parts)
   seed, penalty = int(setting.nets.seed[0]), float(setting.nets.penalty[0])
   tx = group.optimizer(float(setting.nets.learning_rate[0]), train.stream(seed, train.MASKS), None)
 
-  def step(running, n, images, labels):
+  def step(running, n, images, labels, due=None):
     now = train.tally(group, running.state, n)
     state, loss = train.train_step(loss_fn, group, tx, running.state, n, train.pixels(images), labels, train.gates_key(seed, n),
-                                   penalty)
+                                   penalty, due)
     fine = jnp.stack([jnp.isfinite(jnp.sum(x)) for x in jax.tree.leaves(state.phi)])
     first = (running.guard.step < 0) & ~(jnp.isfinite(loss) & jnp.all(fine))
     guard = Guard(jnp.where(first, n + 1, running.guard.step), jnp.where(first, ~fine, running.guard.leaves))
     return Running(state, jax.tree.map(jnp.add, running.tally, now._replace(loss=loss)), guard), loss
   places = layout(setting.shapes, setting.mesh)
   whole, mapped = everywhere(setting.mesh), by_image(setting.mesh)
-  return jax.jit(step, donate_argnums=0, in_shardings=(places, whole, mapped, mapped), out_shardings=(places, whole))
+  return jax.jit(step, donate_argnums=0, static_argnums=4, in_shardings=(places, whole, mapped, mapped),
+                 out_shardings=(places, whole))
 
 
 def make_cut(setting: Setting) -> Callable[[Running], tuple[Running, Sums]]:

@@ -141,8 +141,8 @@ def make_group(config: ml_collections.ConfigDict, axes: dict[str, Any]) -> train
   def sparse(rate, key, first):
     rule = powerprop.updaters.given(first) if scored else updater
     return powerprop.sparsify(dense(rate), rule, weights, key, config.sparse.entry)
-  return train.Group(axes, reparam, sparse, True, updater.dense_gradient, scored and scored(axes['sparsity'], config),
-                     config.sparse.rescale)
+  return train.Group(axes, reparam, sparse, True, updater.due, updater.dense_gradient,
+                     scored and scored(axes['sparsity'], config), config.sparse.rescale)
 
 
 def is_factor(name: str, leaf: Any) -> bool:

@@ -39,6 +39,7 @@ class Group(NamedTuple):
   reparam: Reparam
   optimizer: Callable[..., optax.GradientTransformation]        # (learning rate, key, masks at the start) → chain in its wrappers
   sparse: bool = False                                          # is there a `sparsify` in the chain?
+  due: Callable[[Any], Any] = lambda step: False                # do masks change at this update, counted from 1?
   dense_gradient: Callable[[Any], Any] = lambda step: False     # does the algorithm look at the gradient of all weights now?
   first_masks: Callable[..., Tree] | None = None                # (loss, network, θ, batches) → masks, scored at the start
   rescale: bool = False                                         # do the live weights start with the norm of the whole layer?
@@ -75,11 +76,12 @@ class Batches(NamedTuple):
 
 
 def train_step(loss_fn: Callable[..., Any], group: Group, tx: optax.GradientTransformation, state: TrainState, step: Any,
-               images: jax.Array, labels: jax.Array, key: Any = None, penalty: Any = 0.0) -> tuple[TrainState, jax.Array]:
+               images: jax.Array, labels: jax.Array, key: Any = None, penalty: Any = 0.0,
+               due: bool | None = None) -> tuple[TrainState, jax.Array]:
   """One step of one network: images float [B, H, W, C] in [0, 1], labels int32 [B] → state and loss before the step.
 
   `step`: updates applied before this one; where it is not mapped over networks, an update of masks stays a branch. `key` and
-  `penalty` are for networks with parameters of their own.
+  `penalty` are for networks with parameters of their own. `due`: do masks change? None: the step decides, by a branch.
   """
   def objective(params):
     theta = params if group.own is None else group.own.fold(params, key)
@@ -89,7 +91,7 @@ def train_step(loss_fn: Callable[..., Any], group: Group, tx: optax.GradientTran
   params = group.reparam.weights(state.phi)
   params = powerprop.masked(state.opt_state, params) if group.sparse else params   # what the network sees
   grads, (loss, net_state) = jax.grad(objective, has_aux=True)(params)
-  updates, opt_state = tx.update(grads, state.opt_state, state.phi, step=step)
+  updates, opt_state = tx.update(grads, state.opt_state, state.phi, step=step, due=due)
   return TrainState(optax.apply_updates(state.phi, updates), opt_state, net_state), loss
 
 
@@ -259,6 +261,11 @@ def tally(group: Group, state: TrainState, step: Any) -> Tally:
   kept, masks = state.opt_state.kept, state.opt_state.masks
   return Tally(zero, densities(kept.forward, masks.forward), densities(kept.backward, masks.backward),
                jnp.asarray(group.dense_gradient(step + 1), jnp.float32))
+
+
+def at_steps(schedule: Callable[[Any], Any], steps: np.ndarray) -> np.ndarray:
+  """What a schedule of truth values says of each of these steps [N], on the host."""
+  return np.broadcast_to(np.asarray(jax.vmap(lambda n: jnp.asarray(schedule(n)))(steps)), steps.shape)
 
 
 def count_operations(net: hk.TransformedWithState, theta: Tree, net_state: Tree, images: tuple[int, ...]) -> flops.Costs:

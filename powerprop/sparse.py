@@ -85,9 +85,11 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
     updates applied so far that is to be used in place of its own. Under vmap over seeds, give one that is not mapped: the
     update of masks then stays a branch, where it else would be computed at every step. It counts updates that were applied, as
     the state does by itself: under optax.MultiSteps or apply_if_finite a loop's counter runs ahead of them, and a step that is
-    left out may be the one at which masks settle.
-  Raises: ValueError for a negative `entry`, for another α than inside, and when `update` gets no parameters. A warning where a
-    weight has α > 1 and nothing inside that propagates.
+    left out may be the one at which masks settle. And, by keyword, `due`: `updater.due(step + 1)` as a bool, where the loop knows
+    it: the step has no branch then, at which a GPU's host would wait. As a static argument of the jitted step it makes two
+    programs, and no more.
+  Raises: ValueError for a negative `entry`, for another α than inside, for a `due` that is no bool, and when `update` gets no
+    parameters. A warning where a weight has α > 1 and nothing inside that propagates.
   """
   if not isinstance(updater, SparsityUpdater):
     raise ValueError('sparsify(inner, updater, reparam) takes what a rule of powerprop.updaters gives, as updaters.rigl(0.9, 99);'
@@ -119,10 +121,12 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
     _check_alike(reparam, propagations, params)
     return SparsifyState(step, masks, count_kept(masks), memory, inner_state)
 
-  def update(updates: Tree, state: SparsifyState, params: Tree = None, *, step: Any = None,
+  def update(updates: Tree, state: SparsifyState, params: Tree = None, *, step: Any = None, due: bool | None = None,
              **extra_args: Any) -> tuple[Tree, SparsifyState]:
     if params is None:
       raise ValueError('update needs the stored parameters φ: tx.update(grads, state, phi).')
+    if not (due is None or isinstance(due, bool)):
+      raise ValueError(f'due is True or False, a static argument of the step; got {due!r}.')
     grads, masks = updates, state.masks
     check_structure('gradients', grads, 'parameters', params)
     # What is masked is 0 already, but for the first update.
@@ -141,7 +145,9 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
       return new, count_kept(new), memory, places
 
     # Only what a change of masks makes goes through the branch: it costs a copy, at every step.
-    now, parts = updater.due(n), (masks, state.kept, memory, jax.tree.map(lambda x: jnp.zeros([], jnp.result_type(x)), params))
+    now = updater.due(n)
+    now = now if due is None or now is False else due
+    parts = masks, state.kept, memory, jax.tree.map(lambda x: jnp.zeros([], jnp.result_type(x)), params)
     if now is not False:
       parts = change(*parts) if now is True else lax.cond(now, change, lambda *same: same, *parts)
     new, kept, memory, places = parts

@@ -159,10 +159,13 @@ def test_the_bare_step_on_photographs_is_ours(monkeypatch):
   monkeypatch.setattr(streamed, 'CPU', {'model': 'tiny_photographs', 'batch_size': 16, 'stream.image_size': 12,
                                         'stream.classes': 4, 'compute': 'float32'})
   config = streamed.make_config('dense')
-  by_hand, (at, text) = streamed.bare(config), streamed.stepper(config)
+  by_hand, (turn, text) = streamed.bare(config), streamed.stepper(config, 0)
   first = float(by_hand())
-  np.testing.assert_allclose(float(at(0)()), first, rtol=1e-5)
-  np.testing.assert_allclose(float(at(0)()), first, rtol=1e-3)
+  np.testing.assert_allclose(float(turn()), first, rtol=1e-5)
+  second = float(turn())
+  np.testing.assert_allclose(second, first, rtol=1e-3)
+  monkeypatch.setattr(streamed, 'together', lambda: 2)   # as on an accelerator: the loss of the second
+  assert float(streamed.stepper(config, 0)[0]()) == second
   assert float(by_hand()) < 0.99 * first
   kinds = streamed.exchanged(text)
   # Gradients of 1,484 parameters, and at least mean and square of BatchNorm's 24 channels, on 8 devices.

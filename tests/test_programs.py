@@ -97,6 +97,19 @@ def test_the_step_is_that_of_the_sweeps(plain):
   assert running.guard.step == -1 and not running.guard.leaves.any()
 
 
+def test_a_step_without_a_branch_is_the_same(plain):
+  setting, running, losses = plain
+  found, step = programs.make_first(setting)(None), programs.make_step(setting)
+  due = train.at_steps(setting.group.due, np.arange(1, 7)).tolist()
+  assert due == [False, True] * 3   # with every_steps = 2
+  for n, (pictures, labels) in enumerate(batches(6)):
+    found, loss = step(found, n, pictures, labels, due[n])
+    np.testing.assert_allclose(loss, losses[n], rtol=1e-5)
+  found = to_numpy(found)
+  jax.tree.map(np.testing.assert_array_equal, found.state.opt_state.masks, running.state.opt_state.masks)
+  close(found.state.phi, running.state.phi, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize('change', [{'stream.shards': 4}])
 def test_alike_however_it_is_laid_out(plain, change, monkeypatch):
   """Sums in another order: losses within 1e-5 after six steps, masks the same."""

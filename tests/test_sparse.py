@@ -1,6 +1,7 @@
 """sparsify around optax: one contract for all updaters and optimisers, exact counts, exact zeros, and how it refuses misuse."""
 import contextlib
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -447,6 +448,28 @@ def test_alike_under_scan_vmap_and_sharding(rule):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
 
 
+@pytest.mark.parametrize('rule', every_rule('rigl', 'gradual', 'top_kast', 'static'))
+def test_a_step_that_is_told_whether_masks_change_needs_no_branch(rule):
+  reparam, updater, traced = powerpropagation(2.0), RULES[rule](), []
+  tx = sparsify(target_propagation(optax.sgd(0.05, 0.9), reparam), updater, reparam, KEY)
+  phi = reparam.inverse(THETA)
+  expected, state = train(tx, reparam, phi)
+  found = jax.jit(tx.init, compiler_options=QUICK)(phi)
+
+  @functools.partial(jax.jit, static_argnames='due', compiler_options=QUICK)
+  def step(phi, state, n, due):
+    traced.append(due)
+    updates, state = tx.update(gradient(masked(state, reparam.weights(phi)), n), state, phi, due=due)
+    return optax.apply_updates(phi, updates), state
+  for n in range(STEPS):
+    phi, found = step(phi, found, n, bool(updater.due(n + 1)))
+  assert sorted(traced) == sorted({bool(updater.due(n + 1)) for n in range(STEPS)})
+  equal(found.masks, state.masks)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), phi, expected)
+  still = str(jax.make_jaxpr(functools.partial(step.__wrapped__, due=False))(phi, found, 0))
+  assert not re.search(r'\b(cond|while|scan)\[', still)   # neither a branch nor a search
+
+
 WIDE = {'a': {'w': jnp.cos(jnp.arange(128.0)).reshape(16, 8), 'b': jnp.ones(8)}}
 
 
@@ -660,6 +683,8 @@ MISUSE = {
     'there is no sparsify in this optimiser state': lambda: masked(optax.adam(0.1).init(THETA), THETA),
     'the state has a mask for a/w, which these parameters lack': lambda: masked(new_state(), {'c': THETA['c']}),
     'update needs the stored parameters': lambda: sparsify(optax.sgd(0.1), RULES['gradual']()).update(THETA, new_state()),
+    'due is True or False, a static argument of the step; got 1': lambda: sparsify(optax.sgd(0.1), RULES['gradual']()).update(
+        THETA, new_state(), THETA, due=1),
     'gradients and parameters differ in structure': lambda: sparsify(optax.sgd(0.1), RULES['gradual']()).update(
         {'a': THETA['a']}, new_state(), THETA),
     'a/w has α = 3 in sparsify and α = 2 in the transformation inside': lambda: sparsify(
