@@ -2,6 +2,7 @@
 and from the second task on nothing is compiled."""
 import csv
 import json
+import re
 import shutil
 import warnings
 
@@ -62,6 +63,17 @@ def finished(compiled_quickly, compiled_once, data_dir, tmp_path_factory):
 
 def read(path):
   return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.mark.parametrize(('compute', 'expected'), [('float32', 'f32'), ('bfloat16', 'bf16')])
+def test_convolutions_are_in_the_precision_asked_for(data_dir, tmp_path, compute, expected):
+  setting = protocol.prepare(make_config(data_dir, model='conv_16_32_64', compute=compute), tmp_path)
+  net = setting.problems[0].net
+  images = np.zeros((2, 6, 6, 1), np.float32)
+  theta, state = jax.eval_shape(net.init, jax.random.key(0), images, True)
+  text = str(jax.make_jaxpr(lambda p, s: net.apply(p, s, None, images, True))(theta, state))
+  assert re.findall(r'(\w+)\[[\d,]*\] = (?:conv_general_dilated|custom_vjp_call)', text)[0] == expected
+  assert {str(x.dtype) for x in jax.tree.leaves(theta)} == {'float32'}
 
 
 def test_nothing_is_compiled_from_the_second_task_on(finished):
