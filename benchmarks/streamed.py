@@ -34,7 +34,7 @@ from powerprop import flops
 
 CPU = {'model': 'resnet_50_eighth', 'batch_size': 64, 'stream.image_size': 64, 'compute': 'float32'}
 ACCELERATOR = {'batch_size': 256}
-AHEAD = 10   # steps that are sent to an accelerator before one is waited for, as in training
+AHEAD = 10   # steps that are sent to an accelerator before the last one is waited for
 LAYOUTS = ((1, 1), (1, 2), (1, 4), (1, 8), (2, 4), (4, 2))   # processes, devices of each
 KINDS = ('all-reduce', 'all-gather', 'all-to-all', 'collective-permute', 'reduce-scatter')
 
@@ -60,7 +60,7 @@ def stepper(config: ml_collections.ConfigDict, n: int) -> tuple[Callable[[], Any
   images, labels = (put(x) for x in pictures(config))
   running = programs.make_first(setting)(None)
   (due,), number = train.at_steps(setting.group.due, np.array([n + 1])).tolist(), jnp.int32(n)
-  step = programs.make_step(setting).lower(running, 0, images, labels, due).compile()
+  step = programs.compile_step(setting, due)
 
   def turn() -> jax.Array:
     nonlocal running

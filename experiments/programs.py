@@ -172,7 +172,7 @@ def make_weights(setting: Setting) -> Callable[[], Tree]:
   return jax.jit(weights, out_shardings=everywhere(setting.mesh), compiler_options=once(setting))
 
 
-def make_step(setting: Setting) -> Callable[..., tuple[Running, jax.Array]]:
+def make_step(setting: Setting) -> jax.stages.Wrapped:
   """The program (running, steps taken, images uint8 [B, S, S, 3], labels [B], do masks change?) → running after one more step,
   and its loss. It is compiled for steps at which masks change, and for those at which they stay: a branch would keep a GPU's host
   from sending steps ahead. Without the last argument there is one.
@@ -194,6 +194,13 @@ def make_step(setting: Setting) -> Callable[..., tuple[Running, jax.Array]]:
   whole, mapped = everywhere(setting.mesh), by_image(setting.mesh)
   return jax.jit(step, donate_argnums=0, static_argnums=4, in_shardings=(places, whole, mapped, mapped),
                  out_shardings=(places, whole))
+
+
+def compile_step(setting: Setting, due: bool) -> Callable[..., tuple[Running, jax.Array]]:
+  """`make_step` compiled for steps at which masks change, or stay, by shapes alone."""
+  size, batch = setting.config.stream.image_size, setting.config.batch_size
+  images, labels = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8), jax.ShapeDtypeStruct((batch,), jnp.int32)
+  return make_step(setting).lower(setting.shapes, 0, images, labels, due).compile()
 
 
 def make_cut(setting: Setting) -> Callable[[Running], tuple[Running, Sums]]:

@@ -101,22 +101,22 @@ def fit(setting: Setting, loads: Loads, workdir: pathlib.Path) -> tuple[train.Tr
   log = Log(setting, workdir, done, photographs.Odd(loads.load))
   best = Best(workdir / 'best', stream.evaluate_steps > 0, log.best, done)
   evaluator, stop, trace = Evaluator(setting, loads), Stop(), Trace(workdir / 'profile', done + 10, stream.profile_steps)
-  one_step, cut, compiled = programs.make_step(setting), programs.make_cut(setting), set[bool]()
+  cut = programs.make_cut(setting)
   due = train.at_steps(setting.group.due, np.arange(1, config.steps + 1)).tolist()
   batches = programs.to_devices(images.train_batches(loads.load, loads.train, config.batch_size, seed, done, **hosts(),
                                                      workers=stream.workers), mesh)
   flying: collections.deque[jax.Array] = collections.deque()
   stopping, step = False, done
   say('compiling; then progress.')
+  one_step = {change: programs.compile_step(setting, change) for change in sorted(set(due[done:]))}
   with checkpoints, best:
     for step in range(done + 1, config.steps + 1):
       trace.begin(step)
       batch = log.wait(batches)
-      running, loss = one_step(running, step - 1, batch.images, batch.labels, due[step - 1])
-      if due[step - 1] not in compiled:
-        compiled.add(due[step - 1])
+      running, loss = one_step[due[step - 1]](running, step - 1, batch.images, batch.labels)
+      if step == done + 1:
         loss.block_until_ready()
-        log.restart(step)   # compiling is no part of the speed
+        log.restart(step)   # what comes before it, as compiling, is no part of the speed
       flying.append(loss)
       if len(flying) > IN_FLIGHT:
         flying.popleft().block_until_ready()

@@ -110,6 +110,9 @@ def check(workdir: pathlib.Path, config: ml_collections.ConfigDict, unless: ml_c
   except ValueError as error:
     raise UserError(f'{path} is damaged ({error}); it tells which config the directory belongs to.') from None
   theirs, ours = flat(old), flat(json.loads(config_json(config)))
+  if 'stream.compute' in theirs:   # as the key was called while it held for the protocol 'streamed' alone
+    before = theirs.pop('stream.compute')
+    theirs['compute'] = before if theirs.get('protocol') == 'streamed' else 'float32'
   default = flat(json.loads(config_json(unless))) if unless is not None else {}
   for key in sorted((theirs.keys() | ours.keys()) - set(WITHOUT_EFFECT)):
     if theirs.get(key, default.get(key)) != ours.get(key):

@@ -85,9 +85,10 @@ def sparsify(inner: optax.GradientTransformation, updater: SparsityUpdater, repa
     updates applied so far that is to be used in place of its own. Under vmap over seeds, give one that is not mapped: the
     update of masks then stays a branch, where it else would be computed at every step. It counts updates that were applied, as
     the state does by itself: under optax.MultiSteps or apply_if_finite a loop's counter runs ahead of them, and a step that is
-    left out may be the one at which masks settle. And, by keyword, `due`: `updater.due(step + 1)` as a bool, where the loop knows
-    it: the step has no branch then, at which a GPU's host would wait. As a static argument of the jitted step it makes two
-    programs, and no more.
+    left out may be the one at which masks settle. And, by keyword, `due`: `updater.due(n + 1)` as a bool, after n updates that
+    were applied, where the loop knows it: `sparsify` has no branch then, at which a GPU's host would wait. (Rules that gather
+    something at some steps, as RigL by mean gradients, have theirs.) As a static argument of the jitted step it makes two
+    programs, and no more; what is said of `step` and a loop's counter holds for it too.
   Raises: ValueError for a negative `entry`, for another α than inside, for a `due` that is no bool, and when `update` gets no
     parameters. A warning where a weight has α > 1 and nothing inside that propagates.
   """

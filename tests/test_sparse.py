@@ -467,6 +467,8 @@ def test_a_step_that_is_told_whether_masks_change_needs_no_branch(rule):
   equal(found.masks, state.masks)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), phi, expected)
   still = str(jax.make_jaxpr(functools.partial(step.__wrapped__, due=False))(phi, found, 0))
+  if rule == 'static':   # never due, whatever it is told
+    equal(jax.jit(tx.update, static_argnames='due')(phi, found, phi, due=True)[1].masks, state.masks)
   if rule != 'rigl by mean gradients':   # whose sums have a branch of their own
     assert not re.search(r'\b(cond|while|scan)\[', still)   # neither a branch nor a search
 

@@ -115,6 +115,16 @@ def test_a_run_leaves_everything(finished):
   assert 'step 60/60' in out
 
 
+def test_masks_change_when_they_are_due(tree, cache, tmp_path):
+  """From all weights to half of each layer, at step 45: the count tells, where RigL's is the same all along."""
+  ended(start(tree, tmp_path, cache, **{'sweep.algorithm': ('one_shot',), 'sparse.distribution': 'uniform',
+                                        'stream.evaluate_steps': 0}))
+  (row,) = rows(tmp_path)
+  assert (row['algorithm'], row['kept'], row['weights']) == ('one_shot', '708', '1416')
+  (statistics,) = rows(tmp_path, 'statistics')
+  assert float(statistics['training_operations']) == pytest.approx((45 + 15 / 2) / 60, abs=0.003)   # a step is 0.008
+
+
 def damage(checkpoint):
   largest = max((path for path in checkpoint.rglob('*') if path.is_file() and path.name != 'sha256.json'),
                 key=lambda path: path.stat().st_size)

@@ -99,6 +99,21 @@ def test_a_directory_that_cannot_be_used(tmp_path):
 # ---- one config for ever -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(('protocol', 'compute'), [('supervised', 'float32'), ('streamed', 'bfloat16')])
+def test_a_run_from_before_a_key_had_another_name_and_reach(tmp_path, protocol, compute):
+  """config.stream.compute, of any value where it had no effect, is config.compute now."""
+  config = base.get_config()
+  config.protocol, config.compute = protocol, compute
+  old = config.to_dict()
+  del old['compute']
+  old['stream']['compute'] = 'bfloat16'
+  (tmp_path / 'config.json').write_text(json.dumps(old))
+  workdirs.check(tmp_path, config)
+  config.compute = {'float32': 'bfloat16', 'bfloat16': 'float32'}[compute]
+  with pytest.raises(UserError, match=f'config.compute is {compute} there and {config.compute} here'):
+    workdirs.check(tmp_path, config)
+
+
 def test_bind(tmp_path):
   config = base.get_config()
   workdirs.bind(tmp_path, config)
