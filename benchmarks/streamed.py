@@ -76,7 +76,7 @@ def together() -> int:
 
 def bare(config: ml_collections.ConfigDict) -> Callable[[], Any]:
   """As many steps, as one writes them without this package: Haiku's network, optax, jit."""
-  _, net = models.build(config, config.stream.classes)
+  _, net = models.build(config, config.stream.classes, own=False)
   images, labels = map(jnp.asarray, pictures(config))
   tx = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(0.1, config.momentum))
 

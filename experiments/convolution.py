@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import haiku as hk
 import jax
@@ -39,13 +40,31 @@ def conv(x: jax.Array, w: jax.Array, stride: Sequence[int], padding: str, precis
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _conv(x: jax.Array, w: jax.Array, stride: tuple[int, ...], pads: Pads, precision: lax.Precision | None) -> jax.Array:
-  return lax.conv_general_dilated(x, w, stride, pads, dimension_numbers=NHWC, precision=precision)
+  return _plain(x, w, stride, pads, precision)
 
 
 def _forward(x: jax.Array, w: jax.Array, stride: tuple[int, ...], pads: Pads,
              precision: lax.Precision | None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   # Not _conv itself: products with a Hessian differentiate this once more, in forward mode.
-  return lax.conv_general_dilated(x, w, stride, pads, dimension_numbers=NHWC, precision=precision), (x, w)
+  return _plain(x, w, stride, pads, precision), (x, w)
+
+
+def _plain(x: jax.Array, w: jax.Array, stride: tuple[int, ...], pads: Sequence[tuple[int, int]],
+           precision: lax.Precision | None) -> jax.Array:
+  """lax's convolution; of images that are smaller than the kernel, where XLA's takes 50 times as long, a product of matrices."""
+  if all(size >= kernel for size, kernel in zip(x.shape[1:3], w.shape[:2], strict=True)):
+    return lax.conv_general_dilated(x, w, stride, pads, dimension_numbers=NHWC, precision=precision)
+  padded = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((low, high, 0) for low, high in pads), (0, 0, 0)))
+  shape = [(size - kernel) // step + 1 for size, kernel, step in zip(padded.shape[1:3], w.shape[:2], stride, strict=True)]
+  under = jnp.concatenate([pixels for r in range(w.shape[0]) for pixels in _under(padded, r, w.shape[1], shape, stride)], -1)
+  return jnp.dot(under.reshape(-1, under.shape[-1]), w.reshape(-1, w.shape[-1]), precision=precision).reshape(
+      len(x), *shape, w.shape[-1])
+
+
+def _under(padded: jax.Array, row: int, width: int, shape: Sequence[int], stride: Sequence[int]) -> list[jax.Array]:
+  """The pixels under each tap in a row of the kernel, for results of this shape."""
+  rows = padded[:, row:row + (shape[0] - 1) * stride[0] + 1:stride[0]]
+  return [rows[:, :, c:c + (shape[1] - 1) * stride[1] + 1:stride[1]] for c in range(width)]
 
 
 def _backward(stride: tuple[int, ...], pads: Pads, precision: lax.Precision | None, saved: tuple[jax.Array, jax.Array],
@@ -57,27 +76,29 @@ def _backward(stride: tuple[int, ...], pads: Pads, precision: lax.Precision | No
 def _gradient_of_images(x: jax.Array, w: jax.Array, g: jax.Array, stride: tuple[int, ...], pads: Pads,
                         precision: lax.Precision | None) -> jax.Array:
   """Pixel stride·b + p of x met tap i in the result b - m, where i - low = stride·m + p: one result for each b, with all p."""
-  around_g, around_w, split = [], [], []
+  around_g, around_w, around_dx, split = [], [], [], []
   for size, kernel, out, step, (low, _) in zip(x.shape[1:3], w.shape[:2], g.shape[1:3], stride, pads, strict=True):
     first, last = -low // step, (kernel - 1 - low) // step   # of m
     taps = last - first + 1
-    around_w.append((-low - step * first, step * taps - kernel + low + step * first))
+    zeros = (-low - step * first, step * taps - kernel + low + step * first)   # taps that there are not: no products with them
+    around_w.append(zeros if taps > 1 else (0, 0))
+    around_dx.append(zeros if taps == 1 else (0, 0))
     around_g.append((last, -(-size // step) - out - first))
-    split += [taps, step]
+    split += [taps, step if taps > 1 else kernel]
   (rows, down, columns, across), channels = split, w.shape[2:]
   turned = jnp.flip(jnp.pad(w, (*around_w, (0, 0), (0, 0))).reshape(*split, *channels), (0, 2)).transpose(0, 2, 5, 1, 3, 4)
-  dx = lax.conv_general_dilated(g, turned.reshape(rows, columns, channels[1], down * across * channels[0]), (1, 1), around_g,
-                                dimension_numbers=NHWC, precision=precision)
+  dx = _plain(g, turned.reshape(rows, columns, channels[1], down * across * channels[0]), (1, 1), around_g, precision)
   high, wide = dx.shape[1:3]
-  dx = dx.reshape(-1, high, wide, down, across, channels[0]).transpose(0, 1, 3, 2, 4, 5)
-  return dx.reshape(-1, high * down, wide * across, channels[0])[:, :x.shape[1], :x.shape[2]]
+  dx = jnp.pad(dx.reshape(-1, high, wide, down, across, channels[0]), ((0, 0), (0, 0), (0, 0), *around_dx, (0, 0)))
+  dx = dx.transpose(0, 1, 3, 2, 4, 5)
+  return dx.reshape(-1, high * stride[0], wide * stride[1], channels[0])[:, :x.shape[1], :x.shape[2]]
 
 
 def _gradient_of_kernel(x: jax.Array, w: jax.Array, g: jax.Array, stride: tuple[int, ...], pads: Pads,
                         precision: lax.Precision | None) -> jax.Array:
   """Every so-manyth image together, not neighbours, so that a batch that is spread over devices stays where it is."""
   padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-  (height, width, channels, kinds), (rows, columns) = w.shape, g.shape[1:3]
+  height, width, channels, kinds = w.shape
   together = math.gcd(len(x), 8)
 
   def add(i: jax.Array, total: jax.Array) -> jax.Array:
@@ -85,8 +106,7 @@ def _gradient_of_kernel(x: jax.Array, w: jax.Array, g: jax.Array, stride: tuple[
     there = there.reshape(-1, kinds)
     taps = []
     for r in range(height):
-      under = [images[:, r:r + (rows - 1) * stride[0] + 1:stride[0], c:c + (columns - 1) * stride[1] + 1:stride[1]]
-               for c in range(width)]
+      under = _under(images, r, width, g.shape[1:3], stride)
       taps.append(jnp.dot(jnp.concatenate(under, -1).reshape(-1, width * channels).T, there, precision=precision,
                           preferred_element_type=total.dtype))
     return total + jnp.stack(taps).reshape(total.shape)
@@ -98,26 +118,21 @@ def _gradient_of_kernel(x: jax.Array, w: jax.Array, g: jax.Array, stride: tuple[
 _conv.defvjp(_forward, _backward)
 
 
-class Conv2D(hk.Conv2D):
-  """hk.Conv2D with the same parameters and results, up to rounding: by `conv` on CPUs, as Haiku's elsewhere.
+def on_cpus(call: Callable[..., jax.Array], args: tuple[jax.Array, ...], kwargs: dict[str, Any], context: Any) -> jax.Array:
+  """For `hk.intercept_methods`: every hk.Conv2D on CPUs by `conv`, with the same parameters and results, up to rounding.
 
-  Images [B, H, W, C]; padding is 'SAME' or 'VALID'. Of Haiku's options it has those that are the same on both roads.
+  Elsewhere, and what `conv` cannot do (dilation, groups, masks, channels first, other paddings), is left to Haiku.
   """
-
-  def __init__(self, output_channels: int, kernel_shape: int | Sequence[int], stride: int | Sequence[int] = 1,
-               padding: str = 'SAME', with_bias: bool = True, *, w_init: hk.initializers.Initializer,
-               b_init: hk.initializers.Initializer | None = None, name: str | None = None):
-    if padding not in ('SAME', 'VALID'):
-      raise ValueError(f"padding must be 'SAME' or 'VALID', got {padding!r}.")
-    super().__init__(output_channels, kernel_shape, stride, padding=padding, with_bias=with_bias, w_init=w_init, b_init=b_init,
-                     name=name)
-
-  def __call__(self, inputs: jax.Array, *, precision: lax.Precision | None = None) -> jax.Array:
-    if jax.default_backend() != 'cpu':
-      return super().__call__(inputs, precision=precision)
-    shape = (*self.kernel_shape, inputs.shape[-1], self.output_channels)
-    w = hk.get_parameter('w', shape, inputs.dtype, init=self.w_init)
-    out = conv(inputs, w, self.stride, self.padding, precision)
-    if self.with_bias:
-      out += jnp.broadcast_to(hk.get_parameter('b', (self.output_channels,), inputs.dtype, init=self.b_init), out.shape)
-    return out
+  layer = context.module
+  if type(layer) is not hk.Conv2D or context.method_name != '__call__' or jax.default_backend() != 'cpu':
+    return call(*args, **kwargs)
+  plain = (layer.padding in ('SAME', 'VALID') and layer.channel_index == -1 and layer.mask is None
+           and layer.feature_group_count == 1 and layer.kernel_dilation == (1, 1))
+  if not plain or args[0].ndim != 4:
+    return call(*args, **kwargs)
+  (x,), shape = args, (*layer.kernel_shape, args[0].shape[-1], layer.output_channels)
+  init = layer.w_init or hk.initializers.TruncatedNormal(1 / math.sqrt(math.prod(shape[:-1])))   # Haiku's own
+  out = conv(x, hk.get_parameter('w', shape, x.dtype, init=init), layer.stride, layer.padding, **kwargs)
+  if layer.with_bias:
+    out += jnp.broadcast_to(hk.get_parameter('b', shape[-1:], x.dtype, init=layer.b_init), out.shape)
+  return out

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import jmp
 import ml_collections
 
-from experiments.convolution import Conv2D
+from experiments import convolution
 from powerprop.reparam import Where, is_weight
 
 
@@ -63,7 +63,7 @@ def _bias(stddev: float) -> Any:
 
 def _conv(x: jax.Array, channels: int, stride: int, name: str, size: int = 3) -> jax.Array:
   """Convolution without bias, for a BatchNorm to follow."""
-  return Conv2D(channels, size, stride, with_bias=False, w_init=HE, name=name)(x)
+  return hk.Conv2D(channels, size, stride, with_bias=False, w_init=HE, name=name)(x)
 
 
 def _norm(x: jax.Array, is_training: bool, name: str) -> jax.Array:
@@ -109,7 +109,7 @@ def lenet_5(classes: int, bias_stddev: float) -> Model:
   Source: Caffe, examples/mnist; used so by Han et al. 2015 (arXiv:1506.02626) and SNIP (Lee et al. 2019, arXiv:1810.02340).
   """
   def forward(images: jax.Array, is_training: bool) -> jax.Array:
-    layer = functools.partial(Conv2D, kernel_shape=5, padding='VALID', w_init=HE, b_init=_bias(bias_stddev))
+    layer = functools.partial(hk.Conv2D, kernel_shape=5, padding='VALID', w_init=HE, b_init=_bias(bias_stddev))
     x = max_pool(layer(20, name='conv_0')(normalise(images)))
     x = max_pool(layer(50, name='conv_1')(x))
     x = jax.nn.relu(hk.Linear(500, w_init=HE, b_init=_bias(bias_stddev), name='dense')(hk.Flatten()(x)))
@@ -123,7 +123,7 @@ def conv_net(widths: Sequence[int], classes: int, bias_stddev: float) -> Model:
   def forward(images: jax.Array, is_training: bool) -> jax.Array:
     x = normalise(images)
     for i, width in enumerate(widths):
-      layer = Conv2D(width, 3, 1 if i == 0 else 2, w_init=HE, b_init=_bias(bias_stddev), name=f'conv_{i}')
+      layer = hk.Conv2D(width, 3, 1 if i == 0 else 2, w_init=HE, b_init=_bias(bias_stddev), name=f'conv_{i}')
       x = jax.nn.relu(layer(x))
     return _logits(hk.Flatten()(x), classes, bias_stddev)
 
@@ -140,7 +140,7 @@ def alexnet_small(classes: int, bias_stddev: float) -> Model:
   def forward(images: jax.Array, is_training: bool) -> jax.Array:
     x = normalise(images)
     for i, (size, width) in enumerate(((11, 96), (5, 256), (3, 384), (3, 384), (3, 256))):
-      x = jax.nn.relu(Conv2D(width, size, 2, w_init=HE, b_init=_bias(bias_stddev), name=f'conv_{i}')(x))
+      x = jax.nn.relu(hk.Conv2D(width, size, 2, w_init=HE, b_init=_bias(bias_stddev), name=f'conv_{i}')(x))
     x = hk.Flatten()(x)
     for i in range(2):
       x = jax.nn.relu(hk.Linear(1024, w_init=HE, b_init=_bias(bias_stddev), name=f'dense_{i}')(x))
@@ -266,10 +266,19 @@ BIASES: dict[str, Where] = {
 COMPUTE = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
-def build(config: ml_collections.ConfigDict, outputs: int) -> tuple[Model, hk.TransformedWithState]:
-  """The model that a config names, and its network in the precision that it names."""
+def build(config: ml_collections.ConfigDict, outputs: int, own: bool = True) -> tuple[Model, hk.TransformedWithState]:
+  """The model that a config names, and its network in the precision that it names.
+
+  `own`: on CPUs, convolutions by convolution.conv. Not where devices share out a batch: its gradients are sums over a few images
+  at a time, and each of them would be exchanged.
+  """
   model = MODELS[config.model](outputs, config.bias_stddev)
-  return model, hk.transform_with_state(in_precision(model.forward, COMPUTE[config.compute]))
+  forward = in_precision(model.forward, COMPUTE[config.compute])
+
+  def wrapped(images: jax.Array, is_training: bool) -> jax.Array:
+    with hk.intercept_methods(convolution.on_cpus):
+      return forward(images, is_training)
+  return model, hk.transform_with_state(wrapped if own else forward)
 
 
 def in_precision(forward: Callable[..., jax.Array], compute: Any) -> Callable[..., jax.Array]:
@@ -278,8 +287,7 @@ def in_precision(forward: Callable[..., jax.Array], compute: Any) -> Callable[..
   if compute == jnp.float32:
     return forward
   layers: dict[type[hk.Module], tuple[Any, Any]] = {
-      hk.Conv2D: (compute, compute), Conv2D: (compute, compute), hk.Linear: (jnp.float32, jnp.float32),
-      hk.BatchNorm: (jnp.float32, compute)}
+      hk.Conv2D: (compute, compute), hk.Linear: (jnp.float32, jnp.float32), hk.BatchNorm: (jnp.float32, compute)}
 
   def wrapped(images: jax.Array, is_training: bool) -> jax.Array:
     with contextlib.ExitStack() as stack:

@@ -59,11 +59,11 @@ class Setting(NamedTuple):
 def prepare(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Setting:
   """Network, group and costs, by shapes alone: no data are needed. `devices`: by default all that there are."""
   stream = config.stream
-  model, net = models.build(config, stream.classes)
+  devices = jax.devices() if devices is None else devices
+  model, net = models.build(config, stream.classes, own=len(devices) == 1)
   (group,) = sweep.make_groups(config)
   shape = stream.image_size, stream.image_size, 3
   sweep.check_sparsities([group], net, shape)
-  devices = jax.devices() if devices is None else devices
   mesh = jax.make_mesh((len(devices) // stream.shards, stream.shards), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
   theta, net_state = jax.eval_shape(functools.partial(first_weights, net, shape), 0)
   batch = jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.float32)

@@ -6,16 +6,21 @@ import re
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import jmp
+import ml_collections
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments.convolution import NHWC, Conv2D, conv
+from experiments.convolution import NHWC, conv, on_cpus
+from experiments.models import MODELS, build
 
 
 @pytest.mark.parametrize(('height', 'width', 'kernel', 'stride', 'padding'), [
   (8, 8, (3, 3), (1, 1), 'SAME'), (7, 8, (3, 3), (2, 2), 'SAME'), (8, 7, (1, 1), (2, 2), 'SAME'), (1, 1, (3, 3), (2, 2), 'SAME'),
-  (9, 8, (4, 3), (3, 2), 'VALID'), (10, 10, (5, 5), (2, 2), 'SAME'), (9, 11, (2, 1), (3, 4), 'VALID')])
+  (2, 2, (3, 3), (1, 1), 'SAME'),
+  (2, 9, (5, 2), (2, 3), 'SAME'), (8, 9, (2, 1), (3, 2), 'SAME'), (9, 8, (4, 3), (3, 2), 'VALID'),
+  (10, 10, (5, 5), (2, 2), 'SAME'), (9, 11, (2, 1), (3, 4), 'VALID')])
 def test_values_and_gradients_are_those_of_lax(height, width, kernel, stride, padding):
   rng = np.random.default_rng(0)
   x, w = rng.normal(size=(12, height, width, 3)).astype(np.float32), rng.normal(size=(*kernel, 3, 4)).astype(np.float32)
@@ -49,21 +54,40 @@ def test_a_batch_that_is_spread_over_devices_stays_where_it_is():
   np.testing.assert_allclose(gradient(spread[1], spread[0]), gradient(w, x), rtol=1e-4, atol=1e-2)
 
 
-@pytest.mark.parametrize('with_bias', [False, True])
-def test_layer_is_haikus(with_bias):
-  init = hk.initializers.RandomNormal()
-  def net(layer):
-    return hk.without_apply_rng(hk.transform(
-      lambda x: layer(4, 3, 2, with_bias=with_bias, w_init=init, b_init=init, name='conv')(x)))
+def replaced(net):
+  """The forward function with its convolutions on CPUs by `conv`."""
+  def wrapped(x):
+    with hk.intercept_methods(on_cpus):
+      return net(x)
+  return wrapped
+
+
+@pytest.mark.parametrize('options', [{}, {'with_bias': False}, {'w_init': hk.initializers.RandomNormal(), 'padding': 'VALID'},
+                                     {'b_init': hk.initializers.RandomNormal()}])
+def test_layer_is_haikus(options):
+  ours, haikus = (hk.without_apply_rng(hk.transform(f(lambda x: hk.Conv2D(4, 3, 2, name='conv', **options)(x))))
+                  for f in (replaced, lambda net: net))
   x = jax.random.normal(jax.random.key(0), (2, 7, 8, 3))
-  params, expected = (net(layer).init(jax.random.key(1), x) for layer in (Conv2D, hk.Conv2D))
+  params, expected = (net.init(jax.random.key(1), x) for net in (ours, haikus))
   jax.tree.map(np.testing.assert_array_equal, params, expected)
-  np.testing.assert_allclose(net(Conv2D).apply(params, x), net(hk.Conv2D).apply(params, x), atol=1e-4)
+  np.testing.assert_allclose(ours.apply(params, x), haikus.apply(params, x), atol=1e-4)
+  assert 'custom_vjp' in str(jax.make_jaxpr(ours.apply)(params, x))
+
+
+def test_under_a_policy_of_bfloat16_layers_are_haikus():
+  ours, haikus = (hk.without_apply_rng(hk.transform(f(lambda x: hk.Conv2D(4, 3)(x)))) for f in (replaced, lambda net: net))
+  x = jax.random.normal(jax.random.key(0), (2, 7, 8, 3))
+  with hk.mixed_precision.push_policy(hk.Conv2D, jmp.Policy(jnp.float32, jnp.bfloat16, jnp.bfloat16)):
+    params = ours.init(jax.random.key(1), x)
+    found, expected = (net.apply(params, x) for net in (ours, haikus))
+  assert found.dtype == expected.dtype == jnp.bfloat16
+  np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), rtol=1 / 64, atol=1 / 64)
+  assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype('float32')}
 
 
 def test_on_cpus_every_convolution_of_a_step_has_its_axes_in_order():
   """Others are slow inside a loop. Forward, both gradients, and the product with a Hessian that GraSP takes."""
-  net = hk.without_apply_rng(hk.transform(lambda x: Conv2D(4, 3, 2, w_init=hk.initializers.RandomNormal())(x)))
+  net = hk.without_apply_rng(hk.transform(replaced(lambda x: hk.Conv2D(4, 3, 2)(x))))
   x = jnp.zeros((2, 8, 8, 3))
   params = jax.eval_shape(net.init, jax.random.key(0), x)
   gradients = jax.grad(lambda p, x: jnp.sum(net.apply(p, x) ** 2), (0, 1))
@@ -71,6 +95,21 @@ def test_on_cpus_every_convolution_of_a_step_has_its_axes_in_order():
   orders = set(re.findall(r'(?:lhs|rhs|out)_spec=\([\d, ]+\)', program))
   assert orders == {'lhs_spec=(0, 3, 1, 2)', 'rhs_spec=(3, 2, 0, 1)', 'out_spec=(0, 3, 1, 2)'}
   assert NHWC == ('NHWC', 'HWIO', 'NHWC') and program.count('conv_general_dilated') >= 6
+
+
+def test_images_smaller_than_the_kernel_are_a_product_of_matrices():
+  """XLA's convolution takes 50 times as long there on CPUs."""
+  x, w = jnp.zeros((2, 2, 2, 3)), jnp.zeros((3, 3, 3, 4))
+  step = jax.grad(lambda x, w: jnp.sum(conv(x, w, (1, 1), 'SAME') ** 2), (0, 1))
+  assert 'conv_general_dilated' not in str(jax.make_jaxpr(step)(x, w))
+
+
+def test_strides_beyond_the_kernel_cost_no_products():
+  """Three of four pixels of a 1×1 convolution of stride 2 are under no tap."""
+  x, w = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32), jax.ShapeDtypeStruct((1, 1, 3, 4), jnp.float32)
+  step = jax.grad(lambda x, w: jnp.sum(conv(x, w, (2, 2), 'SAME') ** 2))
+  outputs = re.findall(r'f32\[2,4,4,(\d+)\] = conv_general_dilated', str(jax.make_jaxpr(step)(x, w)))
+  assert outputs == ['4', '3']   # forward, and the gradient at the pixels under the tap
 
 
 def test_products_with_a_hessian_are_those_of_lax():
@@ -82,13 +121,26 @@ def test_products_with_a_hessian_are_those_of_lax():
   np.testing.assert_allclose(product(lambda x, w: conv(x, w, (2, 2), 'SAME')), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('options', [{'rate': 2}, {'mask': jnp.ones((3, 3, 3, 4))}, {'feature_group_count': 2},
-                                     {'data_format': 'NCHW'}])
-def test_what_only_haiku_can_do_is_refused(options):
-  """It would be another network on CPUs than elsewhere."""
-  net = hk.transform(lambda x: Conv2D(4, 3, w_init=hk.initializers.RandomNormal(), **options)(x))
-  with pytest.raises(TypeError, match='unexpected keyword argument'):
-    net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-  net = hk.transform(lambda x: Conv2D(4, 3, padding='FULL', w_init=hk.initializers.RandomNormal())(x))
-  with pytest.raises(ValueError, match="padding must be 'SAME' or 'VALID', got 'FULL'"):
-    net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+@pytest.mark.parametrize('options', [{'rate': 2}, {'mask': jnp.ones((3, 3, 4, 4))}, {'feature_group_count': 2},
+                                     {'padding': 'FULL'}, {'data_format': 'NCHW'}, {'padding': hk.pad.causal}])
+def test_what_only_haiku_can_do_is_left_to_it(options):
+  x = jax.random.normal(jax.random.key(0), (2, 4, 8, 4))
+  ours, haikus = (hk.without_apply_rng(hk.transform(f(lambda x: hk.Conv2D(4, 3, **options)(x))))
+                  for f in (replaced, lambda net: net))
+  if options.get('padding') == 'FULL':   # Haiku's complaint, not another network
+    with pytest.raises((RuntimeError, ValueError), match='FULL'):
+      ours.init(jax.random.key(1), x)
+    return
+  params = haikus.init(jax.random.key(1), x)
+  assert 'custom_vjp' not in str(jax.make_jaxpr(ours.apply)(params, x))
+  np.testing.assert_array_equal(ours.apply(params, x), haikus.apply(params, x))
+
+
+@pytest.mark.parametrize('model', MODELS)
+def test_every_model_has_its_convolutions_replaced(model):
+  _, net = build(ml_collections.ConfigDict({'model': model, 'bias_stddev': 0.0, 'compute': 'float32'}), 10)
+  images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+  params, state = jax.eval_shape(functools.partial(net.init, is_training=True), jax.random.key(0), images)
+  program = str(jax.make_jaxpr(functools.partial(net.apply, is_training=True))(params, state, None, images))
+  layers = [x for module in params.values() for name, x in module.items() if name == 'w' and x.ndim == 4]
+  assert program.count('custom_vjp_call') == len(layers)

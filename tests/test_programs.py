@@ -12,8 +12,7 @@ import pytest
 from tiny_photographs import network
 
 from configs import imagenette
-from experiments import models, programs, train
-from experiments.convolution import Conv2D
+from experiments import convolution, models, programs, train
 from experiments.data.images import Batch
 from experiments.models import MODELS
 from powerprop import masks
@@ -162,7 +161,8 @@ def test_bfloat16_is_for_products_alone(plain):
 def test_bfloat16_is_for_our_convolutions_too():
   """The others are Haiku's. The classifier's product and bias are float32: no logit is on bfloat16's grid."""
   def forward(images, is_training):
-    x = Conv2D(8, 3, w_init=hk.initializers.VarianceScaling(), name='first')(images)
+    with hk.intercept_methods(convolution.on_cpus):
+      x = hk.Conv2D(8, 3, name='first')(images)
     return hk.Linear(5, b_init=hk.initializers.Constant(1 / 3))(x.mean((1, 2)))
   net = hk.without_apply_rng(hk.transform(lambda x: models.in_precision(forward, jnp.bfloat16)(x, True)))
   pictures = jax.random.uniform(jax.random.key(0), (4, SIZE, SIZE, 3))
@@ -320,3 +320,12 @@ def test_the_model_of_haiku():
   stock = hk.transform_with_state(lambda x: hk.nets.ResNet50(1000, resnet_v2=False)(x, True))
   theta, _ = jax.eval_shape(lambda key: stock.init(key, jnp.zeros((1, 64, 64, 3))), jax.random.key(0))
   assert sizes['resnet_50'] == sum(x.size for x in jax.tree.leaves(theta)) == 25_557_032
+
+
+def test_on_one_cpu_convolutions_are_ours():
+  """A batch that devices share out has Haiku's: the sums over a few images at a time of ours would be exchanged one by one."""
+  image, label = jax.ShapeDtypeStruct((BATCH, SIZE, SIZE, 3), jnp.uint8), jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+  for devices, own in ((1, True), (8, False)):
+    setting = programs.prepare(make_config('dense'), jax.devices()[:devices])
+    program = programs.make_step(setting).trace(setting.shapes, 0, image, label).jaxpr
+    assert ('scan[' in str(program)) == own
