@@ -202,8 +202,9 @@ def leave(message: str, code: int) -> NoReturn:
   jax = sys.modules.get('jax')
   if jax is not None and jax.distributed.is_initialized():
     sys.stdout.flush()
-    time.sleep(1)   # others that have found the same mistake can say so before their connection to this one ends
-    os._exit(code)
+    if jax.process_index() == 0:   # others that have found the same mistake can say so before their connection to this one ends
+      time.sleep(1)
+    os._exit(code)   # if that was it, before JAX tells the same by a dump of its own
   sys.exit(code)
 
 
