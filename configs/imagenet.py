@@ -17,7 +17,7 @@ STR learns its densities: its four cells are one and the same run until a --conf
 each sparsity.
 
 1 networks for each cell; seeds by --config.sweep.seed. Made for 8 GPUs or TPU cores of 80 GB in bfloat16, and not run here, for
-want of the data. One NVIDIA H100 with 15 cores that read took 4,560 and 5,650 images in a second, dense, in two runs (RESULTS.md):
+want of the data. One NVIDIA H100 with 15 cores that read took 4,560 and 5,650 images a second, dense, in two runs (RESULTS.md):
 at that the 131 million images of a cell are 6.4 to 8 hours, 10 to 12 for 1.5x, 13 to 16 for 2x and 32 to 40 for 5x; several cards
 were not tried. The published numbers are in configs/sweeps.py.
 """

@@ -5,17 +5,23 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from concurrent import futures
+from typing import NoReturn, TypeVar
 
 from absl import flags
 
 from experiments.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+Result = TypeVar('Result')
 
 
 class Terminated(KeyboardInterrupt):
   """SIGTERM, once `obey` has been called: it ends a command as Ctrl-C does, but for the exit status."""
+
+
+class Stopped(SystemExit):
+  """The end that a signal asked for, with its exit status."""
 
 
 def run(main: Callable[[list[str]], None], text: str, values: flags.FlagValues,
@@ -51,7 +57,21 @@ def end(stop: KeyboardInterrupt, message: str) -> NoReturn:
   for number in SIGNALS:
     signal.signal(number, signal.SIG_IGN)   # one is enough
   print(f'\n{message}', file=sys.stderr, flush=True)
-  sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+  raise Stopped(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+
+
+def heeding(work: Callable[[], Result]) -> Result:
+  """`work()`, and a signal ends the command in the midst of it: for what XLA compiles, in which Python would hear of no signal
+  for minutes. The thread that does it cannot be stopped; only the end of the process ends it."""
+  found: futures.Future[Result] = futures.Future()
+
+  def do() -> None:
+    try:
+      found.set_result(work())
+    except BaseException as error:
+      found.set_exception(error)
+  threading.Thread(target=do, daemon=True).start()
+  return found.result()
 
 
 @contextlib.contextmanager

@@ -185,7 +185,11 @@ def guarded(argv: list[str]) -> None:
 def process(argv: list[str]) -> None:
   """`guarded`, where the process is its own: SIGTERM then ends it as Ctrl-C does."""
   commands.obey()
-  guarded(argv)
+  try:
+    guarded(argv)
+  except commands.Stopped as stop:   # at once: threads of XLA may be at work on what an orderly end would take down
+    sys.stdout.flush()
+    os._exit(int(str(stop.code)))
 
 
 def stopped(workdir: pathlib.Path) -> str:
@@ -211,5 +215,6 @@ def leave(message: str, code: int) -> NoReturn:
 if __name__ == '__main__':
   warnings.showwarning = one_line_warnings
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')   # XLA's notes on what it compiled are not the user's
+  os.environ.setdefault('PYTHONWARNINGS', 'ignore:resource_tracker')   # of what stopped readers leave, and it has cleaned up
   logging.set_verbosity(logging.WARNING)   # else absl passes on every library's notes
   app.run(process, flags_parser=parse)

@@ -30,6 +30,10 @@ class Progress:
   def seconds(self) -> float:
     return self._before + time.monotonic() - self._start
 
+  def begin(self, step: int) -> None:
+    """The rate is of the steps after this one, where something else has been waited for until now."""
+    self._first = step, time.monotonic()
+
   def show(self, step: int, losses: np.ndarray) -> None:
     now = time.monotonic()
     first = self._first = self._first or (step, now)

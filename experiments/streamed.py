@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import photographs, programs, run_files, sweep, train
+from experiments import commands, photographs, programs, run_files, sweep, train
 from experiments import workdir as workdirs
 from experiments.checkpoint import Checkpoints
 from experiments.data import images
@@ -100,7 +100,7 @@ def fit(setting: Setting, loads: Loads, workdir: pathlib.Path) -> tuple[train.Tr
     say(f'goes on from step {done:,}.')
   log = Log(setting, workdir, done, photographs.Odd(loads.load))
   best = Best(workdir / 'best', stream.evaluate_steps > 0, log.best, done)
-  evaluator, stop, trace = Evaluator(setting, loads), Stop(), Trace(workdir / 'profile', done + 10, stream.profile_steps)
+  evaluator, trace = Evaluator(setting, loads), Trace(workdir / 'profile', done + 10, stream.profile_steps)
   cut = programs.make_cut(setting)
   due = train.at_steps(setting.group.due, np.arange(1, config.steps + 1)).tolist()
   batches = programs.to_devices(images.train_batches(loads.load, loads.train, config.batch_size, seed, done, **hosts(),
@@ -108,7 +108,8 @@ def fit(setting: Setting, loads: Loads, workdir: pathlib.Path) -> tuple[train.Tr
   flying: collections.deque[jax.Array] = collections.deque()
   stopping, step = False, done
   say('compiling; then progress.')
-  one_step = {change: programs.compile_step(setting, change) for change in sorted(set(due[done:]))}
+  one_step = commands.heeding(lambda: {change: programs.compile_step(setting, change) for change in sorted(set(due[done:]))})
+  stop = Stop()
   with checkpoints, best:
     for step in range(done + 1, config.steps + 1):
       trace.begin(step)
@@ -116,7 +117,7 @@ def fit(setting: Setting, loads: Loads, workdir: pathlib.Path) -> tuple[train.Tr
       running, loss = one_step[due[step - 1]](running, step - 1, batch.images, batch.labels)
       if step == done + 1:
         loss.block_until_ready()
-        log.restart(step)   # what comes before it, as compiling, is no part of the speed
+        log.begin(step)   # what comes before it, as compiling, is no part of the speed
       flying.append(loss)
       if len(flying) > IN_FLIGHT:
         flying.popleft().block_until_ready()
@@ -140,7 +141,7 @@ def fit(setting: Setting, loads: Loads, workdir: pathlib.Path) -> tuple[train.Tr
     part.close()
   if stopping:
     say(f'stopped by a signal after step {step:,}; the same command goes on from there.')
-    raise SystemExit(128 + signal.SIGTERM)
+    raise commands.Stopped(128 + signal.SIGTERM)
   return running.state, log.spent, log.seconds
 
 
@@ -169,6 +170,10 @@ class Log:
   def restart(self, step: int) -> None:
     """The clock of the throughput, which is of the steps after this one: compiling, checkpoints and evaluation are left out."""
     self._timed, self._waited, self._began = step, 0.0, time.monotonic()
+
+  def begin(self, step: int) -> None:
+    self._progress.begin(step)
+    self.restart(step)
 
   def wait(self, batches: Iterator[tuple[images.Batch, images.Batch]]) -> images.Batch:
     began = time.monotonic()
@@ -244,7 +249,7 @@ def refuse(phi: Sequence[str], guard: Guard) -> None:
     bad = [name for name, on in zip(phi, guard.leaves.tolist(), strict=True) if on]
     where = f'{len(bad)} of {len(phi)} arrays of parameters, {bad[0]} among them' if bad else 'its loss'
     raise UserError(f'training is no longer finite after step {int(guard.step):,}: {where}. A smaller learning rate or a longer '
-                    'warm-up may help; the checkpoints are from before.')
+                    'warm-up may help; checkpoints, where there are any, are from before.')
 
 
 def peak_flops(config: ml_collections.ConfigDict) -> float:

@@ -58,6 +58,9 @@ def test_folders_that_are_none(tmp_path):
     images.open_source(tmp_path / 'nowhere', 'train')
   with pytest.raises(DataError, match=r'holds neither folders of images \(train/CLASS/IMAGE\) nor a set'):
     images.open_source(tmp_path, 'train')
+  (tmp_path / prepare.TRAIN).touch()
+  with pytest.raises(DataError, match=r'dataset_info\.json\); archives are for python -m experiments\.data\.prepare'):
+    images.open_source(tmp_path, 'train')
   (tmp_path / 'train').mkdir()
   with pytest.raises(DataError, match='train: holds no folders of classes'):
     images.open_source(tmp_path, 'train')
@@ -146,6 +149,15 @@ def test_damaged_sets(framed, tmp_path):
     Prepared(folder, 'train')
 
 
+def test_prepare_names_the_archive_that_was_cut_off(tmp_path):
+  pytest.importorskip('tensorflow_datasets')
+  archives = write_archives(tmp_path / 'archives', train=4)
+  path = archives / prepare.VALIDATION
+  path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+  with pytest.raises(UserError, match=r'[^ ]*/ILSVRC2012_img_val\.tar cannot be prepared'):
+    prepare.prepare(archives, tmp_path / 'to')
+
+
 def test_prepare_says_what_is_missing(tmp_path):
   with pytest.raises(UserError, match=r'--archives=.*nowhere is no directory'):
     prepare.prepare(tmp_path / 'nowhere', tmp_path / 'to')
@@ -154,7 +166,7 @@ def test_prepare_says_what_is_missing(tmp_path):
   (tmp_path / prepare.TRAIN).write_bytes(b'no archive')
   with pytest.raises(UserError, match=r'--to=.*train.tar/to cannot be made \(Not a directory\)'):
     prepare.prepare(tmp_path, tmp_path / prepare.TRAIN / 'to')
-  with pytest.raises(UserError, match='cannot be prepared'):
+  with pytest.raises(UserError, match=r'ILSVRC2012_img_train\.tar cannot be prepared'):
     prepare.prepare(tmp_path, tmp_path / 'to')
 
 

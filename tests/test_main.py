@@ -15,8 +15,8 @@ import tiny
 from absl import flags
 from absl.testing import flagsaver
 
+from experiments import commands, main
 from experiments import data as datasets
-from experiments import main
 from experiments import workdir as workdirs
 from experiments.errors import DataError
 from experiments.models import MODELS
@@ -238,6 +238,37 @@ def has_mnist():
 def records(workdir):
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   return [{key: value for key, value in json.loads(line).items() if key != 'seconds'} for line in lines]
+
+
+COMPILES = """
+import hashlib
+from absl import flags
+from experiments import commands, main
+def main_(argv):
+  print('begun', flush=True)
+  commands.heeding(lambda: hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9))
+main.main = main_
+flags.FLAGS.mark_as_parsed()
+main.process([])
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_what_python_would_wait_for(number):
+  """A routine in C that heeds no signals, as XLA's compiler: for minutes, if it is left alone."""
+  pipe = subprocess.PIPE
+  process = subprocess.Popen([sys.executable, '-c', COMPILES], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+  assert process.stdout.readline() == 'begun\n'
+  time.sleep(0.5)
+  process.send_signal(number)
+  _, err = process.communicate(timeout=30)
+  assert process.returncode == 128 + number and 'stopped before its first checkpoint' in err and 'Traceback' not in err, err
+
+
+def test_what_a_thread_finds_wrong_is_raised():
+  with pytest.raises(ZeroDivisionError):
+    commands.heeding(lambda: 1 // 0)
+  assert commands.heeding(lambda: 3) == 3
 
 
 def test_killed_interrupted_and_gone_on_with(start, tmp_path):

@@ -10,6 +10,7 @@ long as copying.
 import importlib
 import os
 import pathlib
+import tarfile
 import types
 
 from absl import flags, logging
@@ -48,8 +49,17 @@ def prepare(archives: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
     builder.download_and_prepare(download_dir=str(to / 'downloads'), download_config=settings)
   except Exception as error:   # whatever its readers raise of a damaged archive
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    raise UserError(f'{archives} cannot be prepared ({reason}).') from None
+    cut = [name for name in (TRAIN, VALIDATION) if (archives / name).is_file() and not _is_whole(archives / name)]
+    raise UserError(f'{archives}{"/" * bool(cut)}{" and ".join(cut)} cannot be prepared ({reason}).') from None
   return pathlib.Path(builder.data_dir)
+
+
+def _is_whole(archive: pathlib.Path) -> bool:
+  try:
+    with tarfile.open(archive) as opened:
+      return all(member.offset_data + member.size <= archive.stat().st_size for member in opened)
+  except tarfile.TarError:
+    return False
 
 
 def without_tensorflow() -> None:
