@@ -115,7 +115,7 @@ def steps(quick: bool) -> list[Row]:
            'gradual': ('gradual_erk_90', 10_550), 'gradual at': ('gradual_erk_90', 10_999)}
   with futures.ThreadPoolExecutor() as pool:   # a minute each to compile
     functions |= dict(zip(cells, pool.map(lambda cell: stepper(make_config(cell[0]), cell[1])[0], cells.values()), strict=True))
-  times = {name: per(found, together()) for name, found in take_turns(functions, 3 if quick else 11, 0 if cpu else 1.0).items()}
+  times = {name: per(found, together()) for name, found in take_turns(functions, 3 if quick else 11, 1.0).items()}
   dense, title = times['dense'], 'ResNet-50' + (', an eighth of its width' if cpu else '')
   rows = [ratio(f'{title}, step: bare Haiku loop / ours', times['bare'], dense, 0.98, least=True),
           ratio(f'{title}, step: α = 2 / α = 1', times['α = 2'], dense, 1.05 if cpu else 1.02)]
