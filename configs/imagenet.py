@@ -72,7 +72,7 @@ def get_config(variant: str = 'dense'):
 
 def settings(config):
   """The recipe."""
-  config.title, config.protocol, config.dataset, config.model = 'ResNet-50', 'streamed', 'imagenet', 'resnet_50'
+  config.title, config.protocol, config.dataset, config.model = 'Sparse training', 'streamed', 'imagenet', 'resnet_50'
   config.batch_size, config.schedule, config.label_smoothing = 4_096, 'steps', 0.1
   config.sweep.seed, config.sweep.optimizer, config.weight_decay = (0,), ('momentum_decay',), 1e-4
   config.sparse.every_steps, config.sparse.start_share, config.sparse.end_share = 100, 10_000 / STEPS, 25_000 / STEPS

@@ -40,7 +40,7 @@ def page(run: Run, shown: Sequence[Shown]) -> str:
             'Finished': record['finished'],
             'Versions': ', '.join(f'{name} {version}' for name, version in record['versions'].items())}
   continual = config.get('protocol') == 'continual'
-  summary = (f'{nets} network{"s" if nets > 1 else ""} on {_data(config)}, '
+  summary = (f'{nets} network{"s" if nets > 1 else ""} ({_model(config)}) on {_data(config)}, '
              + (f'{config["continual"]["tasks"]} tasks one after another, ' if continual else '')
              + f'{config["steps"]:,} steps {"of each task" if continual else "each"} at batch size {config["batch_size"]}.')
   texts = AFTER_TASKS if continual else AFTER_TRAINING
@@ -61,7 +61,7 @@ def _published(run: Run) -> str:
 
 def _is_short(config: Mapping[str, Any]) -> bool:
   """Is this what the paper's figure 1 is made of, dense LeNets to be pruned, but trained for less than its protocol has?"""
-  like_figure1 = (config.get('model', 'lenet_300_100'), config.get('protocol', 'supervised'),
+  like_figure1 = (_model(config), config.get('protocol', 'supervised'),
                   config['sweep'].get('algorithm', ['dense'])) == ('lenet_300_100', 'supervised', ['dense'])
   return like_figure1 and config['steps'] < FULL_STEPS
 
@@ -69,6 +69,10 @@ def _is_short(config: Mapping[str, Any]) -> bool:
 def _title(config: Mapping[str, Any]) -> str:
   short = ' (short run)' if _is_short(config) else ''
   return f'{config.get("title") or config["name"]} on {_data(config)}{short}'
+
+
+def _model(config: Mapping[str, Any]) -> str:
+  return config.get('model', 'lenet_300_100')   # the only one there was before it had a key
 
 
 def _data(config: Mapping[str, Any]) -> str:

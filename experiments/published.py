@@ -5,11 +5,10 @@ from typing import Any
 from configs import imagenet, sweeps
 from experiments.errors import UserError
 from experiments.results import Run, Table, percent, share, summarise
+from experiments.workdir import WITHOUT_EFFECT
 
-# What may differ from the config of a cell without making it another one: what is read from where, by how many, and how often
-# something is written.
-OWN = frozenset({'data_dir', 'sweep.seed', 'stream.workers', 'stream.shards', 'stream.log_steps', 'stream.checkpoint_steps',
-                 'stream.evaluate_steps', 'stream.profile_steps', 'stream.peak_flops', 'checkpoints_kept', 'report'})
+# What may differ from the config of a cell without making it another one.
+OWN = {*WITHOUT_EFFECT, 'sweep.seed'} - {'stream.on_damage'}
 TESTED = 50_000          # validation images of ImageNet, which all published accuracies are of
 DENSE = ('layer', 1.0)   # scope and density of a row that nothing has been pruned for
 

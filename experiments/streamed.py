@@ -51,7 +51,7 @@ def run(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
   ready = time.monotonic()
   state, spent, seconds = fit(setting, loads, workdir)
   trained = time.monotonic()
-  found = final_evaluation(setting, loads, state)
+  found = commands.heeding(lambda: final_evaluation(setting, loads, state))
   finished = time.monotonic()
   if jax.process_index() == 0:
     sizes = {part: n or float('nan') for part, n in found['images'].items()}   # no accuracy on no images

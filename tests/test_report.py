@@ -100,7 +100,7 @@ def test_page_holds_figures_tables_and_origin(figure1):
   assert all(value.startswith('data:image/svg+xml;base64,') for name, value in page.attributes if name == 'src')
   assert not any(name == 'href' or name.startswith('on') for name, _ in page.attributes)
   assert all(dict(page.attributes).get(name) for name in ('alt', 'lang'))
-  for expected in ('15 networks on MNIST, 50,000 steps each at batch size 60.', 'over n = 3 networks',
+  for expected in ('15 networks (lenet_300_100) on MNIST, 50,000 steps each at batch size 60.', 'over n = 3 networks',
                    'Commit abc123, with uncommitted changes', 'training 2 min 0 s, evaluation 4.2 s',
                    'python 3.11.7, jax 0.10.2', '60,000 train and 10,000 test images from …/mnist, checksums good',
                    '--workdir=…/figure1', '1 x cpu (2 cores)', 'sweep.alpha [1.0, 2.0, 3.0, 4.0, 5.0]',

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -402,6 +403,16 @@ def test_photographs_have_to_be_there(tree, tmp_path, monkeypatch):
   with pytest.raises(UserError, match=f'must have classes of the same names; only one of them has {CLASSES[1]}, n99'):
     streamed.run(make_config(**{'data_dir': str(tmp_path / 'tree')}), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
+
+
+def test_the_thread_that_hears_of_signals_does_not_evaluate(tree, tmp_path, monkeypatch):
+  """It would hear of none while XLA compiles."""
+  def evaluates(*_):
+    raise ZeroDivisionError(threading.current_thread() is threading.main_thread())
+  monkeypatch.setattr(streamed, 'fit', lambda *_: (None, 0.0, 0.0))
+  monkeypatch.setattr(streamed, 'final_evaluation', evaluates)
+  with pytest.raises(ZeroDivisionError, match='False'):
+    streamed.run(make_config(**{'data_dir': str(tree)}), tmp_path / 'run')
 
 
 # ---- dry runs -------------------------------------------------------------------------------------------------------
