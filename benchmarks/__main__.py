@@ -1,6 +1,6 @@
 """Measures how fast this is, against what one would write by hand, and prints all figures and their targets in one table.
 
-  python -m benchmarks                     all of it: about twelve minutes on two free cores
+  python -m benchmarks                     all of it: about three quarters of an hour on two free cores
   python -m benchmarks --quick             shorter turns, less exact
   python -m benchmarks --only=step         one part; may be given several times
 
@@ -38,6 +38,7 @@ MEASUREMENTS: dict[str, Callable[[Callable[[], train.Batches], bool], list[Row]]
     'continual': lambda data, quick: continual.run(quick),
     'photographs': lambda data, quick: photographs.run(quick),
     'streamed': lambda data, quick: streamed.run(quick),
+    'devices': lambda data, quick: streamed.devices(quick),
 }
 
 QUICK = flags.DEFINE_bool('quick', False, 'Measure in shorter turns, less exactly.')

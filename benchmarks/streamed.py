@@ -74,9 +74,9 @@ def together() -> int:
   return 1 if jax.default_backend() == 'cpu' else AHEAD
 
 
-def bare(config: ml_collections.ConfigDict) -> Callable[[], Any]:
-  """As many steps, as one writes them without this package: Haiku's network, optax, jit."""
-  _, net = models.build(config, config.stream.classes, own=False)
+def bare(config: ml_collections.ConfigDict, own: bool) -> Callable[[], Any]:
+  """As many steps, as one writes them without this package: Haiku's network, optax, jit. `own`: on CPUs with our convolutions."""
+  _, net = models.build(config, config.stream.classes, own)
   images, labels = map(jnp.asarray, pictures(config))
   tx = optax.chain(optax.add_decayed_weights(config.weight_decay), optax.sgd(0.1, config.momentum))
 
@@ -107,7 +107,9 @@ def bare(config: ml_collections.ConfigDict) -> Callable[[], Any]:
 def steps(quick: bool) -> list[Row]:
   """Ratios of steps on one device, in turns; on an accelerator images a second and utilisation as well."""
   cpu, config = jax.default_backend() == 'cpu', make_config('dense')
-  functions: dict[str, Callable[[], Any]] = {'bare': bare(config)}
+  functions: dict[str, Callable[[], Any]] = {'bare': bare(config, own=True)}
+  if cpu:
+    functions['Haiku'] = bare(config, own=False)
   functions['bare']()   # compiled alone: what an accelerator finds out about its convolutions, the others take over
   # Steps of the schedule at which masks change, and do not: RigL's every 100 steps, those of gradual pruning every 1,000.
   cells = {'dense': ('dense', 10_500), 'α = 2': ('dense_powerprop', 10_500),
@@ -117,7 +119,9 @@ def steps(quick: bool) -> list[Row]:
     functions |= dict(zip(cells, pool.map(lambda cell: stepper(make_config(cell[0]), cell[1])[0], cells.values()), strict=True))
   times = {name: per(found, together()) for name, found in take_turns(functions, 3 if quick else 11, 1.0).items()}
   dense, title = times['dense'], 'ResNet-50' + (', an eighth of its width' if cpu else '')
-  rows = [ratio(f'{title}, step: bare Haiku loop / ours', times['bare'], dense, 0.98, least=True),
+  alike = 'bare loop with the same convolutions' if cpu else 'bare Haiku loop'
+  rows = [ratio(f'{title}, step: {alike} / ours', times['bare'], dense, 0.98, least=True),
+          *([ratio(f'{title}, step: bare Haiku loop / ours', times['Haiku'], dense)] if cpu else []),
           ratio(f'{title}, step: α = 2 / α = 1', times['α = 2'], dense, 1.05 if cpu else 1.02)]
   for name, every in (('RigL', 100), ('gradual', 1_000)):
     weighed = Times(*([((every - 1) * b + a) / every for a, b in zip(x, y, strict=True)]
@@ -187,9 +191,16 @@ def exchanged(text: str) -> dict[str, tuple[int, int]]:
 def run(quick: bool) -> list[Row]:
   if jax.default_backend() != 'cpu':
     return steps(quick) + fed(make_config('dense'), 200 if quick else 400, 64)
-  rows = children(['steps', *(['quick'] if quick else [])], 1, 1)
-  for processes, devices in ((1, 1), (1, 8), (2, 4)) if quick else LAYOUTS:
-    rows += children(['layout'], processes, devices)
+  return children(['steps', *(['quick'] if quick else [])], 1, 1)
+
+
+def devices(quick: bool) -> list[Row]:
+  """What devices of a CPU, and processes, say to each other."""
+  rows: list[Row] = []
+  if jax.default_backend() != 'cpu':
+    return rows
+  for processes, of_each in ((1, 1), (1, 8), (2, 4)) if quick else LAYOUTS:
+    rows += children(['layout'], processes, of_each)
   return rows
 
 

@@ -22,6 +22,7 @@ class Terminated(KeyboardInterrupt):
 
 class Stopped(SystemExit):
   """The end that a signal asked for, with its exit status."""
+  code: int
 
 
 def run(main: Callable[[list[str]], None], text: str, values: flags.FlagValues,
@@ -61,8 +62,9 @@ def end(stop: KeyboardInterrupt, message: str) -> NoReturn:
 
 
 def heeding(work: Callable[[], Result]) -> Result:
-  """`work()`, and a signal ends the command in the midst of it: for what XLA compiles, in which Python would hear of no signal
-  for minutes. The thread that does it cannot be stopped; only the end of the process ends it."""
+  """`work()`, and a signal that raises ends the command in the midst of it: for what XLA compiles, in which Python would hear of none
+  for minutes. The thread that does it cannot be stopped; only the end of the process ends it. What JAX keeps by thread, as
+  `with jax.default_matmul_precision(...)` of the caller, does not hold in it."""
   found: futures.Future[Result] = futures.Future()
 
   def do() -> None:

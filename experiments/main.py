@@ -189,7 +189,7 @@ def process(argv: list[str]) -> None:
     guarded(argv)
   except commands.Stopped as stop:   # at once: threads of XLA may be at work on what an orderly end would take down
     sys.stdout.flush()
-    os._exit(int(str(stop.code)))
+    os._exit(stop.code)
 
 
 def stopped(workdir: pathlib.Path) -> str:

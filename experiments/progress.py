@@ -24,7 +24,8 @@ class Progress:
   def __init__(self, steps: int, done: int, nets: int, before: float):
     self._steps, self._done, self._nets, self._before = steps, done, nets, before
     self._start = self._shown = time.monotonic()
-    self._first: tuple[int, float] | None = None   # step and time of the first call of `show`
+    self._first: tuple[int, float] | None = None   # step and time from which on the rate is taken
+    self._begun = False
 
   @property
   def seconds(self) -> float:
@@ -32,11 +33,13 @@ class Progress:
 
   def begin(self, step: int) -> None:
     """The rate is of the steps after this one, where something else has been waited for until now."""
-    self._first = step, time.monotonic()
+    self._first, self._begun = (step, time.monotonic()), True
 
   def show(self, step: int, losses: np.ndarray) -> None:
     now = time.monotonic()
     first = self._first = self._first or (step, now)
+    if self._begun and step == first[0] < self._steps:   # there is no rate yet
+      return
     terminal = sys.stdout.isatty()
     if not terminal and now - self._shown < 10 and step < self._steps:
       return

@@ -4,6 +4,7 @@ The training state, step and updaters are those of the sweeps (experiments/train
 host runs ahead of the devices: nothing that is logged is waited for, but where a checkpoint or an accuracy is due.
 """
 import collections
+import contextlib
 import functools
 import pathlib
 import signal
@@ -98,19 +99,18 @@ def fit(setting: Setting, loads: Loads, workdir: pathlib.Path) -> tuple[train.Tr
   if (found := checkpoints.restore(gather(running.state))) is not None:
     done, running = found[0], running._replace(state=scatter(found[1]))
     say(f'goes on from step {done:,}.')
-  log = Log(setting, workdir, done, photographs.Odd(loads.load))
+  due = train.at_steps(setting.group.due, np.arange(1, config.steps + 1)).tolist()
+  say('compiling; then progress.')
+  one_step = commands.heeding(lambda: {change: programs.compile_step(setting, change) for change in sorted(set(due[done:]))})
+  log, stop = Log(setting, workdir, done, photographs.Odd(loads.load)), Stop()
   best = Best(workdir / 'best', stream.evaluate_steps > 0, log.best, done)
   evaluator, trace = Evaluator(setting, loads), Trace(workdir / 'profile', done + 10, stream.profile_steps)
   cut = programs.make_cut(setting)
-  due = train.at_steps(setting.group.due, np.arange(1, config.steps + 1)).tolist()
   batches = programs.to_devices(images.train_batches(loads.load, loads.train, config.batch_size, seed, done, **hosts(),
                                                      workers=stream.workers), mesh)
   flying: collections.deque[jax.Array] = collections.deque()
   stopping, step = False, done
-  say('compiling; then progress.')
-  one_step = commands.heeding(lambda: {change: programs.compile_step(setting, change) for change in sorted(set(due[done:]))})
-  stop = Stop()
-  with checkpoints, best:
+  with contextlib.closing(log), contextlib.closing(trace), contextlib.closing(stop), checkpoints, best:
     for step in range(done + 1, config.steps + 1):
       trace.begin(step)
       batch = log.wait(batches)
@@ -137,10 +137,10 @@ def fit(setting: Setting, loads: Loads, workdir: pathlib.Path) -> tuple[train.Tr
         log.restart(step)
       if stopping:
         break
-  for part in (log, trace, stop):
-    part.close()
   if stopping:
     say(f'stopped by a signal after step {step:,}; the same command goes on from there.')
+    if jax.process_count() > 1:
+      jax.distributed.shutdown()   # waits for all: the end of the first process would abort those that are later
     raise commands.Stopped(128 + signal.SIGTERM)
   return running.state, log.spent, log.seconds
 

@@ -195,4 +195,4 @@ def _event_writer(workdir: pathlib.Path, step: int) -> Any:
     from tensorboardX import SummaryWriter  # an optional extra
   except ImportError:
     return None
-  return SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1)
+  return SummaryWriter(str(workdir / 'tensorboard'), purge_step=step + 1, flush_secs=1)   # whoever is killed closes nothing

@@ -159,7 +159,7 @@ def test_the_bare_step_on_photographs_is_ours(monkeypatch):
   monkeypatch.setattr(streamed, 'CPU', {'model': 'tiny_photographs', 'batch_size': 16, 'stream.image_size': 12,
                                         'stream.classes': 4, 'compute': 'float32'})
   config = streamed.make_config('dense')
-  by_hand, (turn, text) = streamed.bare(config), streamed.stepper(config, 0)
+  by_hand, (turn, text) = streamed.bare(config, False), streamed.stepper(config, 0)
   first = float(by_hand())
   np.testing.assert_allclose(float(turn()), first, rtol=1e-5)
   second = float(turn())

@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import time
 
 import numpy as np
@@ -149,12 +150,46 @@ def test_damaged_sets(framed, tmp_path):
     Prepared(folder, 'train')
 
 
-def test_prepare_names_the_archive_that_was_cut_off(tmp_path):
-  pytest.importorskip('tensorflow_datasets')
+HEADER = 512   # bytes of a tar's
+
+
+@pytest.mark.parametrize('which', ['train', 'validation'])
+@pytest.mark.parametrize(('damage', 'message'), [
+    (lambda raw, at: raw[:HEADER + 188], 'cut off|unexpected end of data'),      # amid the first file
+    (lambda raw, at: raw[:at], 'cut off or damaged after '),                     # between two
+    (lambda raw, at: raw[:at + 100], 'cut off or damaged after |truncated'),     # amid a header
+    (lambda raw, at: raw[:at] + b'x' * HEADER + raw[at + HEADER:], 'cut off or damaged after ')])
+def test_prepare_names_the_archive_that_is_not_whole(tmp_path, which, damage, message):
+  """Without a word tensorflow-datasets would prepare what comes before the damage."""
   archives = write_archives(tmp_path / 'archives', train=4)
-  path = archives / prepare.VALIDATION
-  path.write_bytes(path.read_bytes()[:700])   # amid the first picture
-  with pytest.raises(UserError, match=r'[^ ]*/ILSVRC2012_img_val\.tar cannot be prepared'):
+  path = archives / {'train': prepare.TRAIN, 'validation': prepare.VALIDATION}[which]
+  with tarfile.open(path) as opened:
+    last = opened.getmembers()[-1].offset
+  path.write_bytes(damage(path.read_bytes(), last))
+  with pytest.raises(UserError, match=rf'^[^ ]*/{path.name} cannot be prepared \(.*({message})'):
+    prepare.prepare(archives, tmp_path / 'to')
+  assert not (tmp_path / 'to').exists()
+
+
+def test_prepare_looks_into_the_archives_of_classes(tmp_path):
+  archives = write_archives(tmp_path / 'archives', train=4)
+  path = archives / prepare.TRAIN
+  with tarfile.open(path) as opened:
+    inner = opened.getmembers()[1]
+    with tarfile.open(fileobj=opened.extractfile(inner)) as of_class:
+      header = inner.offset_data + of_class.getmembers()[2].offset
+  raw = path.read_bytes()
+  path.write_bytes(raw[:header] + b'x' * HEADER + raw[header + HEADER:])
+  with pytest.raises(UserError, match=rf'\({CLASSES[1]}.tar: cut off or damaged after {CLASSES[1]}_1.JPEG'):
+    prepare.prepare(archives, tmp_path / 'to')
+
+
+def test_prepare_gives_no_image_the_label_of_another(tmp_path):
+  archives = write_archives(tmp_path / 'archives', train=4)
+  with tarfile.open(archives / prepare.VALIDATION, 'w') as archive:
+    for i in (1, 3):
+      archive.addfile(tarfile.TarInfo(f'ILSVRC2012_val_{i:08d}.JPEG'))
+  with pytest.raises(UserError, match=r'\(ILSVRC2012_val_00000003.JPEG is where ILSVRC2012_val_00000002.JPEG should be'):
     prepare.prepare(archives, tmp_path / 'to')
 
 
@@ -163,10 +198,16 @@ def test_prepare_says_what_is_missing(tmp_path):
     prepare.prepare(tmp_path / 'nowhere', tmp_path / 'to')
   with pytest.raises(UserError, match=r'holds neither ILSVRC2012_img_train\.tar nor ILSVRC2012_img_val\.tar'):
     prepare.prepare(tmp_path, tmp_path / 'to')
-  (tmp_path / prepare.TRAIN).write_bytes(b'no archive')
+  train = tmp_path / prepare.TRAIN
+  tarfile.open(train, 'w').close()
   with pytest.raises(UserError, match=r'--to=.*train.tar/to cannot be made \(Not a directory\)'):
-    prepare.prepare(tmp_path, tmp_path / prepare.TRAIN / 'to')
+    prepare.prepare(tmp_path, train / 'to')
+  train.write_bytes(b'no archive')
   with pytest.raises(UserError, match=r'ILSVRC2012_img_train\.tar cannot be prepared'):
+    prepare.prepare(tmp_path, tmp_path / 'to')
+  train.unlink()
+  train.symlink_to('/proc/self/mem')   # as a bad disk has it
+  with pytest.raises(UserError, match=r'ILSVRC2012_img_train\.tar cannot be prepared \(.*Input/output error'):
     prepare.prepare(tmp_path, tmp_path / 'to')
 
 

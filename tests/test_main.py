@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -258,10 +259,13 @@ def test_a_signal_ends_what_python_would_wait_for(number):
   """A routine in C that heeds no signals, as XLA's compiler: for minutes, if it is left alone."""
   pipe = subprocess.PIPE
   process = subprocess.Popen([sys.executable, '-c', COMPILES], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
-  assert process.stdout.readline() == 'begun\n'
-  time.sleep(0.5)
-  process.send_signal(number)
-  _, err = process.communicate(timeout=30)
+  try:
+    assert process.stdout.readline() == 'begun\n'
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+  finally:
+    process.kill()
   assert process.returncode == 128 + number and 'stopped before its first checkpoint' in err and 'Traceback' not in err, err
 
 
@@ -269,6 +273,30 @@ def test_what_a_thread_finds_wrong_is_raised():
   with pytest.raises(ZeroDivisionError):
     commands.heeding(lambda: 1 // 0)
   assert commands.heeding(lambda: 3) == 3
+
+
+def test_what_a_signal_leaves_undone_keeps_no_process():
+  assert commands.heeding(lambda: threading.current_thread().daemon)
+
+
+ENDS = """
+import threading, time
+from absl import flags
+from experiments import commands, main
+def main_(argv):
+  threading.Thread(target=time.sleep, args=(600,)).start()
+  print('told')
+  raise commands.Stopped(143)
+main.main = main_
+flags.FLAGS.mark_as_parsed()
+main.process([])
+"""
+
+
+def test_a_run_that_is_stopped_ends_whatever_its_threads_do():
+  """What it has told before is not lost."""
+  done = subprocess.run([sys.executable, '-c', ENDS], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+  assert (done.returncode, done.stdout, done.stderr) == (143, 'told\n', '')
 
 
 def test_killed_interrupted_and_gone_on_with(start, tmp_path):

@@ -38,10 +38,12 @@ def test_rate_and_time_left_leave_out_the_part_that_compiles(monkeypatch, capsys
 
 
 def test_what_was_waited_for_before_is_no_part_of_the_rate(monkeypatch, capsys):
-  now = iter([0.0, 200.0, 208.0])   # made; after 200 s of compiling one step is done; 8 s for four more
+  now = iter([0.0, 200.0, 200.0, 208.0])   # made; after 200 s of compiling one step is done; 8 s for four more
   monkeypatch.setattr(progress.time, 'monotonic', lambda: next(now))
   monkeypatch.setattr(progress.sys.stdout, 'isatty', lambda: False, raising=False)
   line = progress.Progress(60, 0, 1, before=0.0)
   line.begin(1)
+  line.show(1, np.array([[1.0]]))
+  assert capsys.readouterr().out == ''
   line.show(5, np.array([[1.0]]))
   assert capsys.readouterr().out.startswith('step 5/60 | 2000.00 ms a step and network | loss 1.0000 | 1 min 50 s left')

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -256,6 +257,20 @@ def test_tensorboard_event_files(tmp_path):
                      (30, 'train_loss/alpha_1', 20.25), (40, 'train_loss/alpha_1', 20.5)]
   starts = [e.step for e in events if e.session_log.status]
   assert starts == [1, 21]   # purge from here on
+
+
+def test_tensorboard_hears_of_it_before_the_end(tmp_path):
+  """A process that is killed closes nothing."""
+  pytest.importorskip('tensorboardX')
+  metrics = workdirs.Metrics(tmp_path, 0)
+  for step in (10, 20):
+    metrics.write(step, {}, {'train_loss': 0.5})
+  (path,) = (tmp_path / 'tensorboard').iterdir()
+  late = time.monotonic() + 60
+  while [e.step for e in read_events(path) if e.summary.value] != [10, 20]:
+    assert time.monotonic() < late
+    time.sleep(0.1)
+  metrics.close()
 
 
 def read_events(path):

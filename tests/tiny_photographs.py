@@ -1,9 +1,11 @@
 """A small convolutional network with BatchNorm, and experiments.main with it among the known ones; each process of a run leaves
-the masks that it holds at the end, in WORKDIR/masks_PROCESS.npz.
+the masks that it holds at the end, in WORKDIR/masks_PROCESS.npz. Of several that are asked to stop, each is later than the one
+before.
 
   python -m tests.tiny_photographs --config=... --workdir=... --config.model=tiny_photographs
 """
 import runpy
+import time
 
 import haiku as hk
 import jax
@@ -33,7 +35,14 @@ def fit_and_leave_masks(setting, loads, workdir, fit=streamed.fit):
   return state, *rest
 
 
+def say_later(text, say=streamed.say):
+  if text.startswith('stopped'):
+    time.sleep(jax.process_index())
+  say(text)
+
+
 if __name__ == '__main__':
+  streamed.say = say_later
   streamed.fit = fit_and_leave_masks
   MODELS['tiny_photographs'] = network
   runpy.run_module('experiments.main', run_name='__main__', alter_sys=True)

@@ -202,7 +202,7 @@ def open_source(root: pathlib.Path, split: str) -> Source:
   for name in SPLITS[split]:
     if (root / name).is_dir():
       return Folders(root / name)
-  archives = '; archives are for python -m experiments.data.prepare' * any(root.glob('*.tar'))
+  archives = '; archives are for python -m experiments.data.prepare' * any(root.glob('ILSVRC2012_img_*.tar'))
   raise DataError(f'{root}: holds neither folders of images ({SPLITS[split][0]}/CLASS/IMAGE) nor a set that tensorflow-datasets '
                   f'has prepared (dataset_info.json){archives}')
 

@@ -12,6 +12,7 @@ import os
 import pathlib
 import tarfile
 import types
+from typing import IO
 
 from absl import flags, logging
 
@@ -28,12 +29,15 @@ TRAIN, VALIDATION = 'ILSVRC2012_img_train.tar', 'ILSVRC2012_img_val.tar'
 def prepare(archives: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
   """The folder of the prepared set. One that is there is left as it is.
 
-  Raises: UserError where there are no archives, no room for the result, or tensorflow-datasets cannot read them.
+  Raises: UserError where there are no archives, or damaged ones, no room for the result, or tensorflow-datasets cannot read them.
   """
   if not archives.is_dir():
     raise UserError(f'--archives={archives} is no directory.')
   if not any((archives / name).is_file() for name in (TRAIN, VALIDATION)):
     raise UserError(f'--archives={archives} holds neither {TRAIN} nor {VALIDATION}.')
+  for name in (TRAIN, VALIDATION):
+    if (archives / name).is_file():
+      check(archives / name)
   try:
     to.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -49,17 +53,39 @@ def prepare(archives: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
     builder.download_and_prepare(download_dir=str(to / 'downloads'), download_config=settings)
   except Exception as error:   # whatever its readers raise of a damaged archive
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    cut = [name for name in (TRAIN, VALIDATION) if (archives / name).is_file() and not _is_whole(archives / name)]
-    raise UserError(f'{archives}{"/" * bool(cut)}{" and ".join(cut)} cannot be prepared ({reason}).') from None
+    raise UserError(f'{archives} cannot be prepared ({reason}).') from None
   return pathlib.Path(builder.data_dir)
 
 
-def _is_whole(archive: pathlib.Path) -> bool:
+def check(archive: pathlib.Path) -> None:
+  """Raises UserError for an archive that is not whole, which tensorflow-datasets would take for a shorter one, and for validation
+  images other than the first so many, to which it would give the labels of others: it counts them."""
   try:
-    with tarfile.open(archive) as opened:
-      return all(member.offset_data + member.size <= archive.stat().st_size for member in opened)
-  except tarfile.TarError:
-    return False
+    with archive.open('rb') as file:
+      found = sorted(names(file))
+  except (tarfile.TarError, OSError) as error:
+    raise UserError(f'{archive} cannot be prepared ({error}).') from None
+  if archive.name == VALIDATION:
+    for i, name in enumerate(found, 1):
+      if name != (wanted := f'ILSVRC2012_val_{i:08d}.JPEG'):
+        raise UserError(f'{archive} cannot be prepared ({name} is where {wanted} should be, and would get its label).')
+
+
+def names(file: IO[bytes]) -> list[str]:
+  """Of all files in an uncompressed tar; tars within it are looked through as well. Raises tarfile.TarError where one is damaged,
+  or ends without the zeros that end a tar."""
+  with tarfile.open(fileobj=file, mode='r:') as opened:
+    members = opened.getmembers()
+    file.seek(opened.offset)   # where it has found no other header
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+      raise tarfile.ReadError(f'cut off or damaged after {members[-1].name}')
+    for member in members:
+      if member.name.endswith('.tar') and (inner := opened.extractfile(member)):
+        try:
+          names(inner)
+        except tarfile.TarError as error:
+          raise tarfile.ReadError(f'{member.name}: {error}') from None
+  return [member.name for member in members]
 
 
 def without_tensorflow() -> None:
