@@ -62,8 +62,8 @@ def end(stop: KeyboardInterrupt, message: str) -> NoReturn:
 
 
 def heeding(work: Callable[[], Result]) -> Result:
-  """`work()`, and a signal that raises ends the command in the midst of it: for what XLA compiles, in which Python would hear of none
-  for minutes. The thread that does it cannot be stopped; only the end of the process ends it. What JAX keeps by thread, as
+  """`work()`, and a signal that raises ends the command in the midst of it: for what XLA compiles, in which Python would hear of
+  none for minutes. The thread that does it cannot be stopped; only the end of the process ends it. What JAX keeps by thread, as
   `with jax.default_matmul_precision(...)` of the caller, does not hold in it."""
   found: futures.Future[Result] = futures.Future()
 
