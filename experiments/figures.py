@@ -344,11 +344,11 @@ def _kept_axis(ax: Axes, curves: Sequence[Curve], ticks: Sequence[float], inches
 
 
 def _whole_limits(curves: Sequence[Curve]) -> tuple[float, float]:
-  """All means and deviations, with a little room."""
+  """All means and deviations, with a little room; two points at least, so that hundredths do not fill the axis."""
   low = min(float(np.nanmin(np.append(curve.mean - np.nan_to_num(curve.sd), 100))) for curve in curves)
   high = max(float(np.nanmax(np.append(curve.mean + np.nan_to_num(curve.sd), 0))) for curve in curves)
-  room = 0.04 * (high - low) + 0.05
-  return max(low - room, 0), min(high + room, 101.5)
+  room = max(0.04 * (high - low) + 0.05, 1 - (high - low) / 2)
+  return max(low - room, -1), min(high + room, 101.5)   # a dot at 0 does not lie on the axis
 
 
 def _detail_limits(curves: Sequence[Curve]) -> tuple[float, float]:

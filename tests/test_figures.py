@@ -212,6 +212,13 @@ def rates_of(*accuracies, **more):
   return Curve('SGD', np.array([0.1, 0.3, 1.0]), np.array(accuracies), np.zeros(3), **more)
 
 
+@pytest.mark.parametrize(('mean', 'limits'), [(52.55, (51.55, 53.55)), (0.0, (-1, 1)), (100.0, (99, 101))])
+def test_a_single_dot_lies_in_the_middle_of_two_points(mean, limits):
+  one = Curve('α = 2', np.array([10.0]), np.array([mean]), np.array([np.nan]))
+  ax, = figures.panels_figure([Panel('', [one])], True, '', 'kept').axes
+  assert ax.get_ylim() == pytest.approx(limits)
+
+
 def test_learning_rates_are_the_ticks_and_what_diverged_is_crossed_out():
   good, bad = rates_of(97.0, 98.0, 96.5), rates_of(97.0, 60.0, 9.8, diverged=np.array([False, True, True]))
   figure = figures.panels_figure([Panel('dense', [good], enlarged=True), Panel('pruned', [bad])], False, '', 'learning rate')
