@@ -1,6 +1,6 @@
 """Measures how fast this is, against what one would write by hand, and prints all figures and their targets in one table.
 
-  python -m benchmarks                     all of it: about three quarters of an hour on two free cores
+  python -m benchmarks                     all of it: an hour or so on two free cores, 20 minutes of it devices
   python -m benchmarks --quick             shorter turns, less exact
   python -m benchmarks --only=step         one part; may be given several times
 

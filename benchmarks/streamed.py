@@ -117,7 +117,7 @@ def steps(quick: bool) -> list[Row]:
            'gradual': ('gradual_erk_90', 10_550), 'gradual at': ('gradual_erk_90', 10_999)}
   with futures.ThreadPoolExecutor() as pool:   # a minute each to compile
     functions |= dict(zip(cells, pool.map(lambda cell: stepper(make_config(cell[0]), cell[1])[0], cells.values()), strict=True))
-  # On CPUs turns of one step each, so that both sides of a ratio are close in time; an accelerator's are short, and sent together.
+  # On CPUs turns of one step, so that both sides of a ratio are close in time; an accelerator's steps are sent together.
   rounds, seconds = (101, 0.0) if cpu else (11, 1.0)
   times = {name: per(found, together()) for name, found in take_turns(functions, 3 if quick else rounds, seconds).items()}
   dense, title = times['dense'], 'ResNet-50' + (', an eighth of its width' if cpu else '')

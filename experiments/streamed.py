@@ -93,7 +93,7 @@ def check(config: ml_collections.ConfigDict, devices: int | None = None) -> None
 def fit(setting: Setting, loads: Loads, workdir: pathlib.Path) -> tuple[train.TrainState, float, float]:
   """The trained state, the operations that it took and the seconds, over all runs on `workdir`."""
   config, stream, mesh, seed = setting.config, setting.config.stream, setting.mesh, int(setting.nets.seed[0])
-  running, done = programs.make_first(setting)(scored_images(setting, loads)), 0
+  running, done = commands.heeding(lambda: programs.make_first(setting)(scored_images(setting, loads))), 0
   gather, scatter = programs.in_checkpoints(running.state, mesh)
   checkpoints = Checkpoints(workdir / 'checkpoints', config.checkpoints_kept, background=True)
   if (found := checkpoints.restore(gather(running.state))) is not None:
