@@ -406,15 +406,16 @@ def test_photographs_have_to_be_there(tree, tmp_path, monkeypatch):
   assert not (tmp_path / 'run').exists()
 
 
-def test_the_thread_that_hears_of_signals_neither_compiles_nor_evaluates(tree, tmp_path, monkeypatch):
+def test_the_thread_that_hears_of_signals_neither_draws_nor_compiles_nor_evaluates(tree, tmp_path, monkeypatch):
   """It would hear of none while XLA is at work."""
   def at_work(*_):
     raise ZeroDivisionError(threading.current_thread() is threading.main_thread())
   config = make_config(**{'data_dir': str(tree)})
-  with monkeypatch.context() as patch:
-    patch.setattr(programs, 'compile_step', at_work)
-    with pytest.raises(ZeroDivisionError, match='False'):
-      streamed.run(config, tmp_path / 'a')
+  for name, program in {'make_first': lambda _: at_work, 'compile_step': at_work}.items():
+    with monkeypatch.context() as patch:
+      patch.setattr(programs, name, program)
+      with pytest.raises(ZeroDivisionError, match='False'):
+        streamed.run(config, tmp_path / name)
   monkeypatch.setattr(streamed, 'fit', lambda *_: (None, 0.0, 0.0))
   monkeypatch.setattr(streamed, 'final_evaluation', at_work)
   with pytest.raises(ZeroDivisionError, match='False'):
