@@ -223,8 +223,13 @@ def table(cells: dict[tuple[str, float, float], Cell]) -> Table:
 def text(cells: dict[tuple[str, float, float], Cell]) -> str:
   powers = axes(cells)[1]
   gain = (f' Gain: α = {powers[-1]:g} minus α = {powers[0]:g}, in points, over pairs of one seed.' if len(powers) > 1 else '')
-  return (f'Test accuracy (%) by weights kept, mean ± sd over n = {networks(cells)} '
-          f'networks.{gain}\n\n{markdown(table(cells))}\n')
+  return f'Test accuracy (%) by weights kept, {spread(cells)}.{gain}\n\n{markdown(table(cells))}\n'
+
+
+def spread(cells: dict[tuple[str, float, float], Cell]) -> str:
+  """What the numbers are: 'mean ± sd, n = 3'; a single network has no spread."""
+  n = networks(cells)
+  return 'one network each' if n == '1' else f'mean ± sd, n = {n}'
 
 
 def networks(cells: dict[tuple[str, float, float], Cell]) -> str:
@@ -257,7 +262,7 @@ def figure(cells: dict[tuple[str, float, float], Cell]) -> Any:
     return figures.Dots(100 * np.array([one.mean for one in sums]), 100 * np.array([one.sd for one in sums]), np.array(hollow))
   panels = [(f'{share(density)} kept', {f'α = {alpha:g}': dots(density, alpha) for alpha in powers}) for density in shown(cells)]
   hollow = any(one.hollow.any() for _, found in panels for one in found.values())
-  note = f'mean ± sd, n = {networks(cells)}' + ('\nhollow: another density, see the table' if hollow else '')
+  note = spread(cells) + ('\nhollow: another density, see the table' if hollow else '')
   return figures.dots_figure([title(name) for name in names], panels, note)
 
 

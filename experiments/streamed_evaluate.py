@@ -77,6 +77,7 @@ def final_evaluation(setting: Setting, loads: Loads, state: train.TrainState) ->
   else:
     table = [[measure(scope, select(after, k, scope), select(before, k, scope)) for k in counts] for scope in scopes]
   kept, overlaps, validation, test = (np.array([[[cell[i] for cell in row] for row in table]]) for i in range(4))
+  say('statistics of the weights; then the report.')
   statistics = jax.tree.map(np.asarray, jax.jit(evaluate.weight_statistics)(before, after, survivors))
   finite = np.array([all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(after))])
   found = evaluate.Evaluation(kept, overlaps, validation, test, finite, {k: v[None] for k, v in statistics.items()})

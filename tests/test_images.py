@@ -193,13 +193,22 @@ def test_prepare_gives_no_image_the_label_of_another(tmp_path):
     prepare.prepare(archives, tmp_path / 'to')
 
 
+def test_prepare_says_that_it_leaves_a_set_as_it_is(prepared, capfd):
+  root = prepared.parents[2]
+  assert prepare.prepare(root / 'archives', root / 'sets') == prepared
+  assert f'{prepared} is there, and is left as it is' in capfd.readouterr().out
+
+
 def test_prepare_says_what_is_missing(tmp_path):
   with pytest.raises(UserError, match=r'--archives=.*nowhere is no directory'):
     prepare.prepare(tmp_path / 'nowhere', tmp_path / 'to')
-  with pytest.raises(UserError, match=r'holds neither ILSVRC2012_img_train\.tar nor ILSVRC2012_img_val\.tar'):
+  with pytest.raises(UserError, match=r'holds no ILSVRC2012_img_train\.tar and no ILSVRC2012_img_val\.tar; training takes both'):
     prepare.prepare(tmp_path, tmp_path / 'to')
-  train = tmp_path / prepare.TRAIN
+  train, validation = tmp_path / prepare.TRAIN, tmp_path / prepare.VALIDATION
   tarfile.open(train, 'w').close()
+  with pytest.raises(UserError, match=r'holds no ILSVRC2012_img_val\.tar; training takes both'):
+    prepare.prepare(tmp_path, tmp_path / 'to')
+  tarfile.open(validation, 'w').close()
   with pytest.raises(UserError, match=r'--to=.*train.tar/to cannot be made \(Not a directory\)'):
     prepare.prepare(tmp_path, train / 'to')
   train.write_bytes(b'no archive')
@@ -407,4 +416,4 @@ def test_the_command(tmp_path):
     return subprocess.run([sys.executable, '-m', 'experiments.data.prepare', *flags], cwd=root, capture_output=True, text=True)
   assert run().returncode == 2 and 'error: --archives is needed' in run().stderr
   done = run(f'--archives={tmp_path}', f'--to={tmp_path / "to"}')
-  assert done.returncode == 2 and 'holds neither' in done.stderr
+  assert done.returncode == 2 and 'holds no ILSVRC2012_img_train.tar' in done.stderr

@@ -48,7 +48,7 @@ def test_table_by_hand(runs):
     ['RigL', '1', '0.1', '25', '90.50 ± 0.71', '70.50 ± 0.71'],
     ['RigL', '2', '0.1', '25', '93.50 ± 0.71', '73.50 ± 0.71'],
     ['RigL', 'gain', '', '', '+3.00 ± 0.00', '+3.00 ± 0.00']]
-  assert 'n = 2 networks. Gain: α = 2 minus α = 1, in points, over pairs of one seed.' in sparse_table.text(cells)
+  assert 'mean ± sd, n = 2. Gain: α = 2 minus α = 1, in points, over pairs of one seed.' in sparse_table.text(cells)
 
 
 def test_a_lottery_shows_the_nearest_round(tmp_path):
@@ -130,9 +130,9 @@ def test_dots_of_another_density_are_hollow(tmp_path):
   (ax,) = figure.axes
   lines = [line for line in ax.get_lines() if line.get_marker() in ('o', 's')]
   assert {round(float(line.get_xdata()[0])): line.get_markerfacecolor() for line in lines} == {10: '#0072B2', 20: 'white'}
-  assert figure.legends[0].get_title().get_text() == 'mean ± sd, n = 1\nhollow: another density, see the table'
+  assert figure.legends[0].get_title().get_text() == 'one network each\nhollow: another density, see the table'
   del cells['soft_threshold', 2.0, 0.1]
-  assert sparse_table.figure(cells).legends[0].get_title().get_text() == 'mean ± sd, n = 1'
+  assert sparse_table.figure(cells).legends[0].get_title().get_text() == 'one network each'
 
 
 @pytest.mark.parametrize('densities, expected', [

@@ -33,11 +33,11 @@ def prepare(archives: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
   """
   if not archives.is_dir():
     raise UserError(f'--archives={archives} is no directory.')
-  if not any((archives / name).is_file() for name in (TRAIN, VALIDATION)):
-    raise UserError(f'--archives={archives} holds neither {TRAIN} nor {VALIDATION}.')
-  for name in (TRAIN, VALIDATION):
-    if (archives / name).is_file():
-      check(archives / name)
+  both = TRAIN, VALIDATION
+  if (missing := [name for name in both if not (archives / name).is_file()]):
+    raise UserError(f'--archives={archives} holds no {" and no ".join(missing)}; training takes both archives.')
+  for name in both:
+    check(archives / name)
   try:
     to.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -48,6 +48,8 @@ def prepare(archives: pathlib.Path, to: pathlib.Path) -> pathlib.Path:
     raise UserError(f"preparing takes tensorflow-datasets: pip install -e '.[imagenet]' ({error}).") from None
   without_tensorflow()
   builder = tfds.builder('imagenet2012', data_dir=str(to), file_format='array_record')
+  if pathlib.Path(builder.data_dir).exists():
+    print(f'{builder.data_dir} is there, and is left as it is; for other archives give another --to, or remove it.', flush=True)
   settings = tfds.download.DownloadConfig(manual_dir=str(archives), try_download_gcs=False)
   try:
     builder.download_and_prepare(download_dir=str(to / 'downloads'), download_config=settings)
