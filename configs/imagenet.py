@@ -53,7 +53,7 @@ def get_config(variant: str = 'dense'):
     close = difflib.get_close_matches(variant, CELLS, n=4)
     raise ValueError(f'imagenet has no cell {variant!r}{"; perhaps " if close else ""}{" or ".join(close)}; there are '
                      f'ROW_SPARSITY[_powerprop][_1.5x, _2x or _5x] with ROW one of {", ".join(ROWS)} and '
-                     f'SPARSITY one of {", ".join(map(str, SPARSITIES))}, and dense.')
+                     f'SPARSITY one of {", ".join(map(str, SPARSITIES))}, and dense with the same endings.')
   row, sparsity, alpha, times = CELLS[variant]
   algorithm, distribution = ROWS.get(row, ('dense', 'uniform'))
   config = settings(base.get_config())
